@@ -18,7 +18,7 @@ CLIENTS := $(patsubst $(CLIENTS_DIR)/requirements-%.txt,.venv-clients-%/.install
 EXTRAS := --extra server --extra live
 
 .DEFAULT_GOAL := install
-.PHONY: help install demo dev test test-clients lint format vendor docs bench constraints clean
+.PHONY: help install demo team-demo dev test test-clients test-engines lint format vendor docs bench constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1	\2/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -41,14 +41,20 @@ $(DEV): $(RUN) constraints-dev.txt
 demo: $(RUN) ## run the whole pipeline on generated data, without network
 	$(BIN)/market-data demo
 
+team-demo: $(DEV) ## run a team on this machine: PostgreSQL, Redis, UI, two workers, and one of them is killed
+	$(BIN)/python -m tools.team_demo
+
 dev: $(RUN) ## start Dagster's UI and daemon
 	$(BIN)/market-data ui --port $(DAGSTER_PORT)
 
 test: $(DEV) ## run all tests, and measure which lines of the package run
-	$(BIN)/python -m pytest -n 4 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4 --dist loadgroup -p tools.coverage_gate --coverage-at-least 95
 
 test-clients: $(DEV) $(CLIENTS) ## run the tests that need freqtrade and other real tools
 	$(BIN)/python -m pytest -m clients market_data_pipeline_tests
+
+test-engines: $(DEV) .venv-clients-iceberg/.installed ## run the tests that read Iceberg tables with Spark and other engines
+	$(BIN)/python -m pytest -m clients -rs market_data_pipeline_tests/iceberg
 
 .venv-clients-%/.installed: $(CLIENTS_DIR)/requirements-%.txt
 	@echo 'Installing $* into .venv-clients-$*, for tests only.'
@@ -80,7 +86,7 @@ bench: $(DEV) ## measure, with baselines in the same run
 constraints: ## pin the newest allowed versions, with the hashes of their files
 	@rm -rf .venv-constraints && $(PYTHON) -m venv .venv-constraints
 	@.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check uv
-	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --extra mcp --extra postgres --extra dev --extra docs --output-file constraints-dev.txt pyproject.toml -
+	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --extra mcp --extra postgres --extra celery --extra iceberg --extra s3 --extra dev --extra docs --output-file constraints-dev.txt pyproject.toml -
 	@# What runs is a part of it, in the same versions.
 	@printf '%s\n' $(BUILD) | $(COMPILE) --upgrade $(EXTRAS) --constraint constraints-dev.txt --output-file constraints.txt pyproject.toml -
 	@rm -rf .venv-constraints

@@ -11,7 +11,15 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks.backfills import backfill, backfill_months, backfill_trades, backfill_types, load, yesterday
+from benchmarks.backfills import (
+    backfill,
+    backfill_months,
+    backfill_team,
+    backfill_trades,
+    backfill_types,
+    load,
+    yesterday,
+)
 from benchmarks.client import queries
 from benchmarks.data import FULL, QUICK, Archives, Scale
 from benchmarks.growth import growth_series, growth_years
@@ -39,6 +47,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "ingest-trades": ingest_trades,
     "ingest-single-trades": ingest_single_trades,
     "backfill": backfill,
+    "backfill-team": backfill_team,
     "backfill-months": backfill_months,
     "backfill-trades": backfill_trades,
     "backfill-types": backfill_types,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,13 @@ import yaml
 
 from benchmarks.baselines import days_of, months_of, pandas_ingest, pandas_ingest_each
 from benchmarks.data import KLINES_FROM, ROUND_TRIP_SECONDS, Archives, days_of_months, serving, settings_of
-from benchmarks.measure import Cost, measured
+from benchmarks.measure import Cost, measured, median
 from benchmarks.processes import apart
 from benchmarks.report import Baseline, Row
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files
 from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline_tests.support.postgres import postgres_server
 
 _FIVE_YEARS = 60
 """Months."""
@@ -53,6 +55,73 @@ def backfill(archives: Archives, work: Path) -> list[Row]:
         Row("backfill", f"{what}, for each day", "ms", a_day(ours), target=12, baselines=[Baseline(name, beside)]),
         _memory("backfill-memory", what, ours, [Baseline(name, [cost.peak_mb for cost in stock])]),
     ]
+
+
+def backfill_team(archives: Archives, work: Path) -> list[Row]:
+    """Measure the same backfill with Dagster's records and all locks in PostgreSQL, and in SQLite in turn.
+
+    PostgreSQL is on this machine, with its default settings. Also count its connections, and the bytes of a day.
+    """
+    import psycopg2
+
+    key, days, mirror = archives.kline_series, archives.kline_days, archives.klines()
+    ours: list[Cost] = []
+    sqlite: list[Cost] = []
+    bytes_a_day: list[float] = []
+    with serving(mirror) as origin, postgres_server() as server:
+        most = _Most(server.url, "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'market-data%'")
+        for n in range(archives.scale.repetitions):
+            sqlite.append(apart(bring_all, work / f"sqlite-{n}", origin.env, {key: days}))
+            server.sql(f"CREATE DATABASE team_{n}")
+            url = server.url_of(f"team_{n}")
+            with most:
+                ours.append(apart(bring_all, work / f"team-{n}", origin.env, {key: days}, postgres=url))
+            server.sql("VACUUM FULL", database=f"team_{n}")  # what autovacuum lets the next run use again
+            with psycopg2.connect(url) as connection, connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables WHERE relname IN "
+                    "('event_logs', 'asset_check_executions', 'asset_event_tags', 'asset_keys')"
+                )
+                bytes_a_day.append(float((cursor.fetchone() or (0,))[0]) / len(days))
+            connection.close()
+    what = f"Dagster backfill of {len(days)} days of 1m klines in one run, with both checks, records in PostgreSQL"
+    times = [cost.seconds / len(days) * 1000 for cost in ours]
+    beside = Baseline("records in SQLite", [cost.seconds / len(days) * 1000 for cost in sqlite])
+    return [
+        Row(
+            "backfill-team", f"{what}, for each day", "ms", times, target=1.3 * median(beside.runs), baselines=[beside]
+        ),
+        Row("backfill-team-bytes", f"{what}: records for each day", "bytes", bytes_a_day, target=6000),
+        Row("backfill-team-connections", f"{what}: most connections", "connections", [float(most.seen)], target=3),
+    ]
+
+
+class _Most:
+    """The highest answer to a query while the context is open, asked again and again."""
+
+    def __init__(self, url: str, query: str) -> None:
+        self._url, self._query, self.seen = url, query, 0
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        self._over.clear()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        import psycopg2
+
+        connection = psycopg2.connect(self._url)
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            while not self._over.wait(0.05):
+                cursor.execute(self._query)
+                self.seen = max(self.seen, int((cursor.fetchone() or (0,))[0]))
+        connection.close()
 
 
 def backfill_months(archives: Archives, work: Path) -> list[Row]:
@@ -210,7 +279,12 @@ def _one_day(root: Path, env: Mapping[str, str], keys: Sequence[SeriesKey], day:
 
 
 def bring_all(
-    root: Path, env: Mapping[str, str], wanted: Mapping[SeriesKey, Sequence[date]], *, stock: bool = False
+    root: Path,
+    env: Mapping[str, str],
+    wanted: Mapping[SeriesKey, Sequence[date]],
+    *,
+    stock: bool = False,
+    postgres: str = "",
 ) -> Cost:
     """Bring days through Dagster, with a new DAGSTER_HOME.
 
@@ -219,6 +293,7 @@ def bring_all(
         env: Where the archive is.
         wanted: Days of each series.
         stock: Whether Dagster's own event log is used in place of ours.
+        postgres: URL of an empty database for Dagster's records and all locks. Empty means files.
 
     Raises:
         RuntimeError: a day failed or is not on record: what was measured would not be what it says.
@@ -229,11 +304,14 @@ def bring_all(
     import dagster._core.storage.runs
     import dagster._core.storage.schedules
 
-    import market_data_pipeline.defs.event_log  # noqa: F401
+    import market_data_pipeline.defs.event_log
     from market_data_pipeline.defs.in_process import days_on_record, run_ingest
     from market_data_pipeline.defs.platform.home import CONFIG, open_instance
 
     os.environ.pop("DAGSTER_HOME", None)
+    os.environ.update({"MARKET_DATA_POSTGRES": postgres, "MARKET_DATA_DIR": str(root)})
+    if postgres:
+        import market_data_pipeline.defs.platform.team_storage  # noqa: F401
     warnings.simplefilter("ignore", dg.PreviewWarning)
     warnings.simplefilter("ignore", dg.BetaWarning)
     layout, universe = Layout(root), root / "universe.yaml"

@@ -23,7 +23,7 @@ from websockets.sync.server import serve as serve_sockets
 from benchmarks.data import Archives
 from benchmarks.processes import FRESH
 from benchmarks.report import Baseline, Row
-from benchmarks.serving import free_port, wait_for
+from benchmarks.served import free_port, wait_for
 from market_data_pipeline import MarketData, clock
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import LiveWriter

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from market_data_pipeline.errors import UsageError
+from market_data_pipeline.model.places import is_object, place_of, register
 from market_data_pipeline.model.series import Market
 
 PREFIX = "MARKET_DATA_"
@@ -28,7 +29,15 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
-    dir: Path = Field(Path("data"), description="The data folder: lake, ledgers, catalog and Dagster's records.")
+    dir: Path = Field(
+        Path("data"),
+        description="The data folder: lake, ledgers, catalog and Dagster's records. Or `s3://bucket/prefix`.",
+    )
+    local_dir: Path = Field(
+        Path("data"),
+        description="If the lake is in a bucket, the folder for what stays on this machine: Dagster's records, live "
+        "rows, locks and scratch.",
+    )
     universe: Path = Field(Path("universe.yaml"), description="The file that lists the series to collect.")
 
     vision_url: str = Field("https://data.binance.vision", description="The archive.")
@@ -136,6 +145,17 @@ class Settings(BaseSettings):
         ge=1,
         description="Days after which the schedule `prune` removes runs and their logs from Dagster's records.",
     )
+    iceberg_catalog: str = Field(
+        "",
+        description="Catalog of the Iceberg tables: a URL of SQLAlchemy such as "
+        "`postgresql+psycopg://user@host/database`, or the `https://` address of a REST catalog. Default: SQLite in "
+        "the data folder.",
+    )
+    iceberg_keep_hours: float = Field(
+        72,
+        gt=0,
+        description="Hours for which old snapshots of the Iceberg tables stay readable. Their files are deleted later.",
+    )
     sql_memory_mb: int = Field(2048, ge=64, description="Memory in MB for one query.")
     sql_disk_mb: int = Field(
         10000, ge=0, description="Disk space in MB, below the data folder, for a query that exceeds its memory."
@@ -162,9 +182,49 @@ class Settings(BaseSettings):
         description="Origins of web pages that may read from the server (CORS), such as `https://example.org`, "
         "separated by commas.",
     )
+    hot_store: str = Field(
+        "",
+        description="postgresql://user@host:port/database with hot rows whose old days `market-data retain` and the "
+        "schedule `retain` remove. PGPASSWORD or ~/.pgpass has the password.",
+    )
+    hot_store_keep_days: int = Field(
+        0,
+        ge=0,
+        description="Days that stay in PostgreSQL. Older ones are removed if the lake has them: final, and with each "
+        "row. 0 removes nothing.",
+    )
+    postgres: str = Field(
+        "",
+        description="PostgreSQL for Dagster's records, locks and the REST budget, shared by all hosts of a team: "
+        "`postgresql://user@host/database`. Without it, they are files in the data folder.",
+    )
+    broker: str = Field(
+        "",
+        description="Broker of the workers, such as `redis://host:6379/0`. Runs then start on any host with a "
+        "`market-data worker`. It needs `MARKET_DATA_POSTGRES`.",
+    )
+    concurrent_runs: int = Field(
+        4,
+        ge=1,
+        description="Runs in progress at once, on all workers together. Set it to the number of their slots.",
+    )
+    rest_address: str = Field(
+        "",
+        description="Name of the public address from which this host sends requests. Hosts with the same name share "
+        "the request limit in PostgreSQL.",
+    )
     profile_level: float = Field(
         0, ge=0, description="Height of a price level in tradeProfile. 0 means 0.01 % of the price."
     )
+
+    @field_validator("dir", mode="before")
+    @classmethod
+    def _as_path(cls, place: object) -> object:
+        if not is_object(place):
+            return place
+        if len(place_of(str(place)).parts) < 2:
+            raise ValueError(f"{place} has no bucket: write s3://bucket/prefix")
+        return str(place)
 
     @field_validator("api_keys")
     @classmethod
@@ -172,6 +232,22 @@ class Settings(BaseSettings):
         if any(len(key) < 16 for key in _listed(keys)):
             raise ValueError("a key has fewer than 16 characters, so it can be guessed")
         return keys
+
+    @field_validator("postgres")
+    @classmethod
+    def _postgres_url(cls, url: str) -> str:
+        if url and not re.match(r"postgres(ql)?://\S*$", url):
+            raise ValueError("it is not a URL of PostgreSQL: it must start with postgresql://")
+        return url
+
+    @field_validator("broker")
+    @classmethod
+    def _broker_url(cls, url: str, info: ValidationInfo) -> str:
+        if url and not re.match(r"[a-z+]+://\S+$", url):
+            raise ValueError("it is not a URL of a broker, such as redis://host:6379/0")
+        if url and not info.data.get("postgres"):
+            raise ValueError(f"workers need {PREFIX}POSTGRES, too: they share records and locks")
+        return url
 
     @field_validator("vision_url", "vision_listing_url", "spot_url", "um_url", "cm_url")
     @classmethod
@@ -197,6 +273,10 @@ class Settings(BaseSettings):
     @cached_property
     def root(self) -> Path:
         """Return the absolute path of the data folder."""
+        if is_object(self.dir):
+            root = place_of(str(self.dir))
+            register(root, self.local_dir.expanduser().absolute())
+            return root
         try:
             return self.dir.expanduser().absolute()
         except RuntimeError as error:

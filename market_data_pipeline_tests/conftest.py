@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import shutil
 import signal
 import sqlite3
@@ -24,6 +25,8 @@ from sqlalchemy import Engine, event
 from market_data_pipeline.defs.platform.home import CONFIG
 from market_data_pipeline.sandbox import Sandbox
 from market_data_pipeline.settings import PREFIX
+from market_data_pipeline.team.current import leave_team
+from market_data_pipeline_tests.support.postgres import PostgresServer, postgres_server
 from market_data_pipeline_tests.support.world import World
 
 # How long one example takes says more of the machine and of what it imports the first time than of the code.
@@ -44,6 +47,28 @@ gc.set_threshold(100_000, 50, 100)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow tests begin first, so that no test process is left alone with one of them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        if "shared_postgres" in getattr(
+            item, "fixturenames", ()
+        ):  # one test process runs these, and they share a server
+            item.add_marker(pytest.mark.xdist_group("postgres"))
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[PostgresServer]:
+    """The one PostgreSQL of all tests that do not stop it."""
+    with postgres_server("fsync=off") as started:
+        yield started
+
+
+@pytest.fixture
+def team_url(shared_postgres: PostgresServer) -> Iterator[str]:
+    """The URL of an empty database of its own."""
+    name = f"team_{secrets.token_hex(4)}"
+    shared_postgres.sql(f"CREATE DATABASE {name}")
+    yield shared_postgres.url_of(name)
+    leave_team()
+    shared_postgres.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 # A background job of a script ignores Ctrl-C, and so would the processes that tests start and interrupt.
@@ -96,7 +121,7 @@ def _quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _no_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings in the environment of whoever runs the tests do not reach them."""
     for name in list(os.environ):
         if name.startswith(PREFIX) or name == "DAGSTER_HOME":

@@ -11,12 +11,13 @@ import io
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -26,8 +27,10 @@ from typing import Any
 
 import duckdb
 import pytest
+from click.testing import CliRunner
 
 from market_data_pipeline import MarketData, clock
+from market_data_pipeline.cli import main
 from market_data_pipeline.defs.in_process import run_ingest
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
@@ -60,10 +63,13 @@ NOT_RUN = {
     "docs/concepts/reconciliation.md": 1,
     "docs/development/performance.md": 1,
     "docs/guides/automation.md": 1,
+    "docs/guides/buckets.md": 3,
     "docs/guides/drop-in.md": 3,
+    "docs/guides/iceberg.md": 6,
     "docs/guides/importing.md": 1,
     "docs/guides/live.md": 3,
     "docs/guides/operating.md": 5,
+    "docs/guides/scaling.md": 3,
     "docs/guides/serving.md": 2,
     "docs/quickstart.md": 1,
     "examples/README.md": 1,
@@ -242,11 +248,13 @@ class Reader:
         folder: The current folder.
         sandbox: What stands in for Binance.
         names: The names that the Python blocks have set.
+        processes: True if ``market-data`` runs in a shell, as it does for somebody who reads the page.
     """
 
     folder: Path
     sandbox: Sandbox
     names: dict[str, Any]
+    processes: bool = False
 
     def run(self, block: Block) -> str:
         """Run a block and return what it printed."""
@@ -261,10 +269,13 @@ class Reader:
         return self.shell(block.code)
 
     def shell(self, code: str) -> str:
-        """Run commands of a shell."""
+        """Run commands of a shell. Those of ``market-data`` alone need neither a shell nor a process of their own."""
+        settings = {**self.sandbox.settings_env(), "MARKET_DATA_BUDGET_DIR": str(self.folder / "budget")}
+        commands = None if self.processes else calls_of_market_data(code)
+        if commands is not None:
+            return "".join(self.call(arguments, settings) for arguments in commands)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        environment |= self.sandbox.settings_env()
-        environment |= {"MARKET_DATA_BUDGET_DIR": str(self.folder / "budget"), "COLUMNS": "160"}
+        environment |= {**settings, "COLUMNS": "160"}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         ended = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", code],
@@ -279,6 +290,18 @@ class Reader:
         assert ended.returncode == 0, ended.stdout
         return ended.stdout
 
+    def call(self, arguments: Sequence[str], settings: Mapping[str, str]) -> str:
+        """Run ``market-data`` in this process, with the real time."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.startswith(PREFIX)]:
+                patch.delenv(name)
+            for name, value in {**settings, "COLUMNS": "160", "DAGSTER_HOME": ""}.items():
+                patch.setenv(name, value)
+            patch.setattr(clock, "now", NOW)
+            ended = CliRunner().invoke(main, arguments)
+        assert ended.exit_code == 0, ended.output
+        return ended.output
+
     def check(self, block: Block) -> None:
         """Run a block and compare what it prints with the page."""
         if block.language != "console":
@@ -289,6 +312,19 @@ class Reader:
         for command in re.split(r"^\$ ", block.code, flags=re.MULTILINE)[1:]:
             line, _, shown = command.partition("\n")
             assert_shown(shown, self.shell(line))
+
+
+def calls_of_market_data(code: str) -> list[list[str]] | None:
+    """Return the arguments of each call, or None if the code is more than calls of ``market-data``.
+
+    >>> calls_of_market_data('market-data status  # all days\\nmarket-data sql "FROM a\\n LIMIT 1"')
+    [['status'], ['sql', 'FROM a\\n LIMIT 1']]
+    >>> calls_of_market_data("market-data status | head")
+    """
+    before, *calls = re.split(r"^market-data ", code, flags=re.MULTILINE)
+    if before.strip() or re.search("[|&;<>$`]", code):
+        return None
+    return [shlex.split(call, comments=True) for call in calls]
 
 
 def assert_shown(shown: str, printed: str) -> None:
@@ -329,7 +365,7 @@ SERVING = "docs/guides/serving.md"
 def test_page_runs_from_an_empty_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "now", NOW)  # the lake of the other pages has a clock that is stopped
     with Sandbox(symbols=FROM_AN_EMPTY_FOLDER[name]) as sandbox:
-        reader = Reader(tmp_path, sandbox, {})
+        reader = Reader(tmp_path, sandbox, {}, processes=name == "README.md")
         assert read_page(WITH_CODE[name], reader, monkeypatch)
         assert len(reader.names["candles"]) >= 30 * 24
 

@@ -14,7 +14,7 @@ TOP = {"__init__", "clock", "definitions", "errors", "hosts", "settings"}
 ROOMS = {
     *("model", "universe", "sources", "checks", "lake", "sql", "ingest", "live"),
     *("maintenance", "reconciliation", "coverage", "derived", "defs"),
-    *("client", "export", "imports", "mcp_server", "server", "stores", "cli", "sandbox"),
+    *("client", "export", "iceberg", "imports", "mcp_server", "server", "stores", "cli", "sandbox", "team"),
 }
 
 

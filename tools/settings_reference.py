@@ -22,8 +22,10 @@ GROUPS = {
     "weight_share": "Binance's request limits",
     "max_partitions_per_run": "Work and its limits",
     "ui_hosts": "Dagster's UI and schedules",
+    "iceberg_catalog": "Iceberg tables (`market-data publish`)",
     "sql_memory_mb": "Limits of a SQL query",
     "api_keys": "The server (`market-data serve`)",
+    "postgres": "Several hosts (`docs/guides/scaling.md`)",
     "profile_level": "Derived data",
 }
 """The first setting of each group, and the group's name."""

@@ -46,7 +46,7 @@ if __name__ == "__main__":
         fetched = {} if "--check" in sys.argv else fetch(package)
         for name, one in package["files"].items():
             path = FOLDER / name
-            content = fetched.get(name) or path.read_bytes()
+            content = fetched[name] if name in fetched else path.read_bytes()
             check(name, content, one["sha256"])
             path.write_bytes(content)
         print(f"{package['name']} {package['version']} ({package['license']}): {', '.join(package['files'])}")

@@ -21,6 +21,7 @@ from market_data_pipeline import __version__
 from market_data_pipeline.cli.add import add
 from market_data_pipeline.cli.backfill import backfill
 from market_data_pipeline.cli.compact import compact_command
+from market_data_pipeline.cli.copy import copy_command
 from market_data_pipeline.cli.coverage import coverage
 from market_data_pipeline.cli.demo import demo
 from market_data_pipeline.cli.doctor import doctor
@@ -30,6 +31,7 @@ from market_data_pipeline.cli.live import live
 from market_data_pipeline.cli.mcp import mcp
 from market_data_pipeline.cli.plan import plan_command
 from market_data_pipeline.cli.prune import prune_command
+from market_data_pipeline.cli.publish import publish_command
 from market_data_pipeline.cli.push import push_command
 from market_data_pipeline.cli.quarantine import quarantine
 from market_data_pipeline.cli.reconcile import reconcile
@@ -45,6 +47,7 @@ from market_data_pipeline.cli.sync import sync
 from market_data_pipeline.cli.ui import ui
 from market_data_pipeline.cli.universe import universe
 from market_data_pipeline.cli.verify import verify
+from market_data_pipeline.cli.worker import worker
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.model import faults
 
@@ -108,9 +111,10 @@ def _keep_examples(command: click.Command) -> None:
 
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill, import_command, remove_command),
-    "Look at data": (status, coverage, report, sql, export_command, universe, push_command),
+    "Look at data": (status, coverage, report, sql, universe),
+    "Hand on data": (export_command, push_command, publish_command, copy_command),
     "Check and repair": (verify, reconcile, quarantine, compact_command, retain_command, prune_command, doctor),
-    "Run": (serve_command, live, ui, mcp, demo, sandbox),
+    "Run": (serve_command, live, ui, worker, mcp, demo, sandbox),
 }
 """The commands in the order of the help text, by group."""
 

@@ -74,7 +74,7 @@ def add(words: Sequence[str], market: str, since: Since | None, last: date | Non
     if listings != known.listings:
         write_lock(path, listings)
     if text != before:
-        storage.write_bytes(path, text.encode())
+        storage.put(path, text.encode())
     for key in keys:
         console.print(f"{universe.said_of_start(key)}.")
     end(fetch(settings, chosen, yes=yes))

@@ -82,7 +82,7 @@ def coverage(what: Selection, page: Path | None, as_json: bool) -> None:
         tell_doubtful([one.coverage for one in surveyed], out())
     if page is not None:
         text = coverage_page(calendars, str(settings.root), clock.now())
-        storage.write_bytes(page.absolute(), text.encode())
+        storage.put(page.absolute(), text.encode())
         (aside() if as_json else out()).print(f"{page} shows {counted(len(calendars), 'calendar')}.", soft_wrap=True)
 
 

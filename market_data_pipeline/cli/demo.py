@@ -84,7 +84,7 @@ def demo(then_ui: bool, port: int) -> None:
     began = time.monotonic()
     console, root = aside(), load_settings().root / "demo"
     universe, first = root / "universe.yaml", clock.today() - timedelta(days=_DAYS - 1)
-    storage.write_bytes(universe, _UNIVERSE.format(days=_DAYS, first=first).encode())
+    storage.put(universe, _UNIVERSE.format(days=_DAYS, first=first).encode())
     with Sandbox() as sandbox:
         settings = load_settings(dir=root, universe=universe, **dict.fromkeys(_HOSTS, sandbox.url))
         chosen = choose(load_universe(universe), Selection())

@@ -56,10 +56,13 @@ _SMALL_FILE = "data/spot/daily/klines/BTCUSDT/1d/BTCUSDT-1d-2024-01-01.zip"
 
 _SHOWN_PACKAGES = ("dagster", "duckdb", "pyarrow", "pydantic")
 EXTRAS = {
+    "celery": ("celery",),
+    "iceberg": ("pyiceberg",),
     "live": ("msgspec", "websockets"),
     "mcp": ("mcp",),
     "polars": ("polars",),
-    "postgres": ("adbc-driver-postgresql",),
+    "postgres": ("adbc-driver-postgresql", "dagster-postgres", "psycopg2-binary"),
+    "s3": ("fsspec", "obstore"),
     "server": ("anyio", "fastapi", "orjson", "prometheus-client"),
 }
 """Packages of each extra in pyproject.toml."""
@@ -111,6 +114,8 @@ def diagnose() -> Iterator[Check]:
     yield _guarded("settings", _settings)
     yield _guarded("universe", partial(_universe, settings))
     yield from check_disk(settings)
+    if settings.postgres:
+        yield from _team(settings)
     yield _guarded("records", partial(_records, settings))
     yield from _network(settings)
 
@@ -182,11 +187,64 @@ def _records(settings: Settings) -> _Result:
 
     with recording(layout), open_instance(layout) as instance:
         runs = instance.get_runs_count()
+        if settings.postgres:
+            return State.OK, f"PostgreSQL has {counted(runs, 'run')}.", ""
         if broken := damaged_database(layout.dagster_home):
             raise sqlite3.DatabaseError(f"{broken} is damaged")
     size = size_of_records(layout.dagster_home)
     text = f"{layout.dagster_home} has {counted(runs, 'run')} in {in_bytes(size)}."
     return (State.WARN, text, "`market-data prune` removes old runs.") if size > BIG else (State.OK, text, "")
+
+
+# --- the team ---------------------------------------------------------------------------------------------------------
+
+
+def _team(settings: Settings) -> Iterator[Check]:
+    """Check PostgreSQL, the broker, and that the workers have this version and universe."""
+    postgres = _guarded("postgres", _postgres)
+    yield postgres
+    if settings.broker and postgres.state is not State.FAIL:
+        yield _guarded("workers", partial(_workers, settings), f"Check {PREFIX}BROKER, and that the broker runs.")
+
+
+def _postgres() -> _Result:
+    from market_data_pipeline.team.current import current_team
+
+    team = current_team()
+    if team is None:
+        return State.FAIL, f"{PREFIX}POSTGRES names no database.", ""
+    facts = team.facts()
+    text = (
+        f"PostgreSQL {facts.version} at {team.name}, {facts.used} of {facts.allowed} connections used, "
+        f"{in_bytes(facts.size)}."
+    )
+    if not facts.keeps_sessions:
+        remedy = "Use its own address: through a pooler in transaction mode, two hosts could write one series."
+        return State.FAIL, f"{text} Sessions end with each transaction.", remedy
+    if facts.used > _FULL * facts.allowed:
+        return State.WARN, text, "Raise max_connections: a run uses up to three, the UI and the daemon up to 20."
+    return State.OK, text, ""
+
+
+_FULL = 0.8
+"""Share of the connections of PostgreSQL from which the check warns."""
+
+
+def _workers(settings: Settings) -> _Result:
+    from market_data_pipeline.defs.platform.queues import QUEUES, build_of, workers_of
+
+    found = workers_of(settings.broker)
+    if not found:
+        return State.WARN, "The broker answers, and no worker does.", "Start `market-data worker` on each host."
+    here = build_of(settings)
+    other = {worker.name: worker.build.differs(here) for worker in found if worker.build.differs(here)}
+    text = f"{counted(len(found), 'worker')}: {', '.join(sorted(worker.name for worker in found))}."
+    if other:
+        which = "; ".join(f"{name} has {differs}" for name, differs in sorted(other.items()))
+        return State.FAIL, f"{text} {which}.", "Install the same version and universe on all hosts."
+    if empty := sorted(set(QUEUES) - {queue for worker in found for queue in worker.queues}):
+        return State.WARN, f"{text} None takes runs from {', '.join(empty)}.", "Start one without --queue."
+    return State.OK, text, ""
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
@@ -195,7 +253,7 @@ def _records(settings: Settings) -> _Result:
 def check_disk(settings: Settings) -> Iterator[Check]:
     """Check the disk of the data folder. If the folder does not exist, check the nearest one above it."""
     try:
-        folder = existing(settings.root)
+        folder = existing(Layout(settings.root).local)
     except (MarketDataError, OSError) as error:
         yield Check("disk", State.FAIL, faults.sentence(error) or str(error), f"Check {PREFIX}DIR.")
         return

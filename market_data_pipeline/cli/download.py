@@ -77,7 +77,7 @@ def ask_first(settings: Settings, wanted: Mapping[SeriesKey, Sequence[date]], *,
     """Ask for confirmation of a download that is big, or does not fit the disk."""
     layout = Layout(settings.root)
     size = size_of(wanted, {key: stored_days(layout, key) for key in wanted})
-    concern = concern_about(size, shutil.disk_usage(existing(settings.root)).free)
+    concern = concern_about(size, shutil.disk_usage(existing(Layout(settings.root).local)).free)
     if concern:
         aside().print(f"{concern} Dagster's records take up to {in_bytes(size.records)} of it.")
         if not yes:

@@ -32,6 +32,7 @@ from market_data_pipeline.lake.ledger import Ledger, may_need_fetch
 from market_data_pipeline.model.datasets import expected_rows, monthly_may_replace, spec_of
 from market_data_pipeline.model.needs import NeedKind, needs, reach_of
 from market_data_pipeline.model.outages import lacks_candles
+from market_data_pipeline.model.places import local_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
@@ -361,7 +362,7 @@ def _print(plans: Sequence[SeriesPlan], home: int, root: Path) -> None:
     console = out()
     console.print(shown)
     records = sum(one.records for one in plans) + home
-    free = shutil.disk_usage(existing(root)).free
+    free = shutil.disk_usage(existing(local_of(root))).free
     minutes = sum(one.minutes for one in plans) + _SECONDS_TO_START / 60
     console.print(
         f"{counted(sum(one.days for one in plans), 'day')} in about {max(1, math.ceil(minutes)):,} min at 100 Mbit/s. "

@@ -82,8 +82,8 @@ def push_command(what: Selection, url: str, retain: str | None) -> None:
         console.print(f"{days} among them had other final rows before: their archive was published again.")
     if oldest is not None:
         console.print(f"{counted(report.evicted, 'day')} before {oldest} removed there.")
-    _list_days("The lake cannot read", report.damaged, console)
-    _list_days("In the database stays", report.staying, console)
+    list_days("The lake cannot read", report.damaged, console)
+    list_days("In the database stays", report.staying, console)
     end(ExitCode.of(not report.damaged and not report.staying))
 
 
@@ -104,7 +104,8 @@ def _days(layout: Layout, key: SeriesKey, what: Selection, oldest: date | None) 
     return sorted(day for day in stored_dates(layout, key) if first <= day <= (what.last or date.max))
 
 
-def _list_days(words: str, days: Mapping[tuple[SeriesKey, date], str], console: Console) -> None:
+def list_days(words: str, days: Mapping[tuple[SeriesKey, date], str], console: Console) -> None:
+    """Print days one by one, with the reason of each."""
     for (key, day), reason in list(days.items())[:_SHOWN]:
         console.print(red(f"{words} {key.short} {day}: {reason}"), soft_wrap=True)
     if len(days) > _SHOWN:

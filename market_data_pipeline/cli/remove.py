@@ -80,7 +80,7 @@ def remove_command(what: Selection, data: bool, dry_run: bool, even_if_gone: boo
     if changed is not None and changed != text:
         if read_text(path) != text:
             raise MarketDataError(f"{path} was changed meanwhile. Run the command again. Nothing was removed.")
-        storage.write_bytes(path, changed.encode())  # first, so that no schedule fetches removed days again
+        storage.put(path, changed.encode())  # first, so that no schedule fetches removed days again
         console.print(f"{len(leaving):,} series left {path}.")
         if layout.dagster_home.exists():
             console.print("Reload the code location (Deployment, Reload) or restart `market-data ui` if it runs.")

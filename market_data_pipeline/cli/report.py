@@ -55,7 +55,7 @@ def report(what: Selection, page: Path | None, as_json: bool) -> None:
         _print(reports, str(settings.root))
     if page is not None:
         text = report_page(reports, str(settings.root), clock.now())
-        storage.write_bytes(page.absolute(), text.encode())
+        storage.put(page.absolute(), text.encode())
         console = aside() if as_json else out()
         console.print(f"{page} is the report on {len(reports):,} series.", soft_wrap=True)
 

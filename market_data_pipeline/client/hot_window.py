@@ -6,12 +6,10 @@ A window is read again as soon as a day of its series is stored, replaced or rem
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +18,7 @@ import pyarrow as pa
 from market_data_pipeline import clock
 from market_data_pipeline.client.request import Request
 from market_data_pipeline.client.snapshot import take_days
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import CLOSE_STATE, live_days, live_file, read_live_tail
 from market_data_pipeline.lake.reader import time_column
@@ -88,10 +87,11 @@ class HotWindow:
         if key.interval is None or start < begin:
             return None
         with self._lock:
-            window = self._current(key, min(begin, start))
-            self._windows[key] = window
+            window, before = self._current(key, min(begin, start)), self._windows.get(key)
+            if window is not before:
+                self._windows[key] = window
+                self.bytes += window.table.nbytes - (before.table.nbytes if before is not None else 0)
             self._windows.move_to_end(key)
-            self.bytes = sum(one.table.nbytes for one in self._windows.values())
             while self.bytes > self._most_bytes and self._windows:
                 self.bytes -= self._windows.popitem(last=False)[1].table.nbytes
         first, last = np.searchsorted(window.times_us, [_us(start), _us(end)])
@@ -137,20 +137,12 @@ def window_span(key: SeriesKey) -> timedelta:
 
 
 def _lake_identity(layout: Layout, key: SeriesKey) -> tuple[object, ...]:
-    return tuple(_stat(path) for path in (layout.ledger(key), layout.folder(key), layout.months(key)))
+    return tuple(storage.revision(path) for path in (layout.ledger(key), layout.folder(key), layout.months(key)))
 
 
 def _live_identities(layout: Layout, key: SeriesKey) -> dict[date, _Identity]:
-    found = {day: _stat(live_file(layout, key, day)) for day in live_days(layout, key)}
-    return {day: (stat[0], stat[1]) for day, stat in found.items() if stat is not None}
-
-
-def _stat(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - several times as fast as that of a Path
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    found = {day: storage.revision(live_file(layout, key, day)) for day in live_days(layout, key)}
+    return {day: (revision[2], revision[1]) for day, revision in found.items() if revision is not None}
 
 
 def _times(table: pa.Table, key: SeriesKey) -> npt.NDArray[np.int64]:

@@ -41,9 +41,10 @@ from market_data_pipeline.client.result import ComposedRows, QueryResult, Result
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.coverage.condition import record_collected
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import partitions
+from market_data_pipeline.lake import partitions, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.places import place_of
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline.universe import load_universe
@@ -77,7 +78,7 @@ class MarketData:
     """
 
     def __init__(self, root: str | PathLike[str] | None = None) -> None:
-        settings = load_settings() if root is None else load_settings(dir=Path(root))
+        settings = load_settings() if root is None else load_settings(dir=place_of(root))
         self._settings = settings.model_copy(update={"universe": _universe_of(settings)})
         self._layout = Layout(self._settings.root)
         _warn_of_no_lake(self._layout)
@@ -924,7 +925,8 @@ def _universe_of(settings: Settings) -> Path:
     if "universe" in settings.model_fields_set:
         return settings.universe
     name = settings.universe.name
-    near = (settings.root, *settings.root.parents[:2])
+    local = Layout(settings.root).local
+    near = (local, *local.parents[:2])
     return next((folder / name for folder in near if (folder / name).is_file()), settings.universe)
 
 
@@ -939,7 +941,7 @@ def _warn_of_no_lake(layout: Layout) -> None:
     """Warn of a folder with files that is no lake: its path is probably mistyped."""
     root = layout.root
     with suppress(OSError):
-        names = {path.name for path in root.iterdir() if path.name[0] != "."} - _NOT_OURS
+        names = {name for name in storage.list_names(root) if name[0] != "."} - _NOT_OURS
         if names and names.isdisjoint(_OURS):
             warnings.warn(
                 f"{root} is no data folder of market_data_pipeline: it has neither lake/ nor ledger/.", stacklevel=3

@@ -6,7 +6,6 @@ A page covers a part of the requested range: from its first moment to the moment
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,6 +14,8 @@ from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from market_data_pipeline import clock
@@ -27,7 +28,7 @@ from market_data_pipeline.client.session import DuckDB
 from market_data_pipeline.client.snapshot import FORMING, LIVE, LiveDay, take_days, take_live_days
 from market_data_pipeline.client.states import StateSpan, state_spans
 from market_data_pipeline.errors import DamagedFileError
-from market_data_pipeline.lake import partitions, reader
+from market_data_pipeline.lake import partitions, reader, storage
 from market_data_pipeline.lake.day_records import DayFacts, facts_on_record
 from market_data_pipeline.lake.forming_candles import FormingCandle, forming_mark, read_forming
 from market_data_pipeline.lake.layout import Layout
@@ -54,6 +55,9 @@ _FIRST_SPAN: dict[DataType, timedelta] = {
 _TRADES_SPAN = timedelta(milliseconds=20)
 _WIDER = 4
 """Factor by which each further part of a range is longer, until a page is full."""
+
+_OPEN_ROWS = 2
+"""Candles that the present has not closed yet, or that a feed has not stored yet: the newest rows are behind them."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "mo": 28 * 86_400}
 
@@ -140,6 +144,11 @@ class RowsPage:
     origins: tuple[tuple[str, int], ...] = ()
     forming: FormingCandle | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Return True if nothing is missing that another fetch may store."""
+        return not any(span.fetchable for span in self.missing)
+
 
 class Pages:
     """Reads pages of the lake.
@@ -150,7 +159,7 @@ class Pages:
 
     def __init__(self, layout: Layout, universe: Path, listings: Callable[[], Listings]) -> None:
         self._layout = layout
-        self._of_universe = (str(universe), str(universe.with_suffix(".lock.yaml")))
+        self._of_universe = (universe, universe.with_suffix(".lock.yaml"))
         self._listings = listings
         self._files = DuckDB(layout)
         self._hot = HotWindow(layout)
@@ -172,8 +181,8 @@ class Pages:
         market, data_type, symbol = request.market, request.data_type, request.symbol
         shortest = intervals_of(market)[0] if data_type.has_interval else None
         key = SeriesKey(EXCHANGE, market, data_type, symbol, shortest)
-        places = (*_places(self._layout, key), str(live_folder(self._layout, key)))
-        return "|".join(_identity(os.path.dirname(one) if data_type.has_interval else one) for one in places)  # noqa: PTH120
+        places = (*_places(self._layout, key), live_folder(self._layout, key))
+        return "|".join(_identity(one.parent if data_type.has_interval else one) for one in places)
 
     def fingerprint(self, key: SeriesKey) -> str:
         """Return a text that changes as soon as a day of a series is stored, removed or recorded in another way.
@@ -181,7 +190,7 @@ class Pages:
         It also changes with each live row. It takes some microseconds: it looks at the ledger, the folders, the live
         files and the universe, and reads nothing.
         """
-        live = (str(live_file(self._layout, key, day)) for day in live_days(self._layout, key))
+        live = (live_file(self._layout, key, day) for day in live_days(self._layout, key))
         return "|".join(map(_identity, (*_places(self._layout, key), *live, *self._of_universe)))
 
     def forming_mark(self, key: SeriesKey) -> bytes:
@@ -299,12 +308,13 @@ class Pages:
         stored |= {candle.opened.date()} if candle is not None else set()
         begin = clock.midnight(min(stored)) if stored else until
         end = min(until, clock.midnight(max(stored) + clock.DAY)) if stored else until
-        span, parts, found = _span(request, request.limit), list[pa.Table](), 0
+        span, parts, found = _span(request, request.limit + _OPEN_ROWS), list[pa.Table](), 0
         while end > begin and found < request.limit:
             first = max(begin, _earlier(end, span))
             parts.insert(0, rows(first, end))
             found += parts[0].num_rows
-            end, span = first, span * _WIDER
+            few = _span(request, 2 * (request.limit - found) + _OPEN_ROWS)
+            end, span = first, few if len(parts) == 1 and 0 < found < request.limit else span * _WIDER
         table = _joined(parts) if parts else rows(until, until)
         table = table.slice(max(0, table.num_rows - request.limit))
         return (_moment(table, time, 0) if table.num_rows else until), table, None
@@ -336,7 +346,11 @@ class Pages:
             include_live=True,
             growing=request.end is not None,
         )
-        hot = sum(_live_between(one, first, until) for one in live) + (forming is not None)
+        times = [_live_between(one, first, until) for one in live]
+        hot = sum(map(len, times))
+        if request.interval != key.interval and hot:
+            hot = _candles_of(table, np.concatenate(times))
+        hot += forming is not None
         closed = until if forming is None else forming.opened
         states = state_spans(records.values(), live, first, closed)
         if forming is not None:
@@ -459,16 +473,16 @@ def _naive(table: pa.Table) -> pa.Table:
 
 
 @lru_cache(maxsize=4096)
-def _places(layout: Layout, key: SeriesKey) -> tuple[str, str, str]:
-    return str(layout.ledger(key)), str(layout.folder(key)), str(layout.months(key))
+def _places(layout: Layout, key: SeriesKey) -> tuple[Path, Path, Path]:
+    return layout.ledger(key), layout.folder(key), layout.months(key)
 
 
-def _identity(path: str) -> str:
+def _identity(path: Path) -> str:
     try:
-        found = os.stat(path)  # noqa: PTH116 - of a text, in half the time
+        revision = storage.revision(path)
     except OSError:
         return ""
-    return f"{found.st_mtime_ns}.{found.st_size}.{found.st_ino}"
+    return ".".join(map(str, revision or ()))
 
 
 def _contents(records: Mapping[date, DayFacts], live: Iterable[LiveDay]) -> Iterator[tuple[date, str]]:
@@ -477,11 +491,18 @@ def _contents(records: Mapping[date, DayFacts], live: Iterable[LiveDay]) -> Iter
     return iter(sorted(found.items()))
 
 
-def _live_between(one: LiveDay, first: datetime, until: datetime) -> int:
-    """Return the number of rows between two moments that only the live feed has."""
+def _live_between(one: LiveDay, first: datetime, until: datetime) -> npt.NDArray[np.int64]:
+    """Return the times of the rows between two moments that only the live feed has."""
     begin, over = (clock.to_us(moment.replace(tzinfo=UTC)) for moment in (first, until))
     times = one.times_us
-    return int((one.is_live & (times >= begin) & (times < over)).sum())
+    live: npt.NDArray[np.int64] = times[one.is_live & (times >= begin) & (times < over)]
+    return live
+
+
+def _candles_of(table: pa.Table, times: npt.NDArray[np.int64]) -> int:
+    """Return the number of composed candles that have a row of these times."""
+    opened = table["open_time"].cast(pa.int64()).to_numpy()
+    return len(np.unique(np.searchsorted(opened, times, "right")))
 
 
 def _version(key: SeriesKey, contents: Iterable[tuple[date, str]]) -> str:

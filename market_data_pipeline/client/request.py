@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.lake import partitions, reader
+from market_data_pipeline.lake import partitions, reader, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import live_folder
 from market_data_pipeline.model.datasets import ARCHIVE_BEGINS, data_types_of
@@ -240,8 +240,8 @@ def _parsed(text: str, name: str) -> datetime:
 
 def is_requested(layout: Layout, key: SeriesKey) -> bool:
     """Return True if a series was ever requested: it has files, a ledger or live rows."""
-    places = (layout.folder(key), layout.months(key), layout.ledger(key), live_folder(layout, key))
-    return any(path.exists() for path in places)
+    places = (layout.ledger(key), layout.folder(key), layout.months(key), live_folder(layout, key))
+    return any(storage.revision(path) is not None for path in places)
 
 
 def check_held(layout: Layout, keys: Sequence[SeriesKey]) -> None:

@@ -27,6 +27,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import has_shared_times
 from market_data_pipeline.model.day import DayFile
+from market_data_pipeline.model.places import is_object
 from market_data_pipeline.model.schema import may_be_null
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.sql import file_lists, views
@@ -225,6 +226,8 @@ class StoredRows(Result):
         if isinstance(piece, LiveDay):
             return polars.DataFrame(_aware(piece.rows(wanted.schema, start, end))).lazy()
         paths = list(dict.fromkeys(day.path for day in piece))
+        if is_object(paths[0]):  # the store reads them, so polars gets the rows
+            return polars.DataFrame(_aware(reader.read_days(piece, wanted.schema, start, end))).lazy()
         frame: pl.LazyFrame = polars.scan_parquet(paths, hive_partitioning=False, glob=False)
         if start is not None:
             time = polars.col(reader.time_column(wanted.data_type))

@@ -26,14 +26,16 @@ import pyarrow as pa
 from market_data_pipeline.client.queries import check_query
 from market_data_pipeline.client.request import SeriesSelection
 from market_data_pipeline.errors import MarketDataError, QueryLimitError, UsageError
-from market_data_pipeline.lake import partitions
+from market_data_pipeline.lake import partitions, storage
 from market_data_pipeline.lake.day_records import CORRECTED, corrected, with_others
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.locks import is_running
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.schema import empty_table
 from market_data_pipeline.model.series import EXCHANGE
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sql import errors, file_lists, views
+from market_data_pipeline.sql.object_files import attach_objects
 
 if TYPE_CHECKING:
     import duckdb
@@ -165,6 +167,7 @@ class DuckDB:
         import duckdb
 
         database = duckdb.connect()
+        attach_objects(database, self._layout.root)
         database.execute("SET GLOBAL TimeZone = 'UTC'")
         # A name that is no view must not find a variable of this module.
         database.execute("SET GLOBAL python_enable_replacements = false")
@@ -423,13 +426,13 @@ class Views(DuckDB):
         self._made: dict[tuple[str, str], str] = {}
         self._checked: set[str] = set()
         self._broken: MarketDataError | None = None
-        self._corrections = CORRECTED.empty_table()
+        self._corrections = empty_table(CORRECTED)
         # Of this process and object alone: DuckDB's names of files in it are the same in every process.
-        self._spill = self._layout.root / f"{_SPILL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._spill = self._layout.local / f"{_SPILL}{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
     def _connect(self) -> duckdb.DuckDBPyConnection:
         database = super()._connect()
-        _remove_left_spills(self._layout.root)
+        _remove_left_spills(self._layout.local)
         folders = ", ".join(file_lists.quoted(f"{folder}/") for folder in _folders_of_views(self._layout))
         for setting in (
             f"memory_limit = '{self._limits.memory_mb}MB'",
@@ -472,7 +475,7 @@ class Views(DuckDB):
         corrections = corrected(self._layout, keys)
         with self._lock:
             if as_on_disk:
-                others = self._corrections if selection is not None else CORRECTED.empty_table()
+                others = self._corrections if selection is not None else empty_table(CORRECTED)
                 self._correct(session, with_others(corrections, keys, others))
             held, marked = file_lists.marked_now(self._layout)
             self._broken = None
@@ -571,28 +574,17 @@ def _folders_of_views(layout: Layout) -> list[str]:
     """Return the folders whose files the views read, as patterns too, and where links in them lead."""
     folders = [layout.root / "lake", layout.root / "ledger", layout.reconciliation, layout.universe]
     folders += [layout.collected.parent]
-    below = [layout.root / "lake" / EXCHANGE]
-    for _ in ("market", "data type", "cadence", "symbol", "interval"):
-        folders += [folder for folder in below if folder.is_symlink()]
-        below = [Path(entry) for folder in below for entry in _folders_in(folder)]
-    folders += [folder.resolve() for folder in folders]
+    # Below the exchange are folders of markets, data types, cadences, symbols and intervals.
+    folders += storage.links_below(layout.root / "lake" / EXCHANGE, 5)
+    folders += [storage.real(folder) for folder in folders]
     return list(dict.fromkeys(name for folder in folders for name in (str(folder), file_lists.as_pattern(folder))))
-
-
-def _folders_in(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return [entry.path for entry in entries if entry.is_dir()]
-    except OSError:
-        return []
 
 
 def _remove_left_spills(root: Path) -> None:
     """Remove what processes that were killed had put there."""
-    for name in _folders_in(root):
-        folder = Path(name)
+    for folder in root.glob(f"{_SPILL}*"):
         process = folder.name.removeprefix(_SPILL).partition("-")[0]
-        if folder.name.startswith(_SPILL) and process.isdecimal():
+        if process.isdecimal():
             with suppress(OSError):
                 if not is_running(int(process)) and time.time() - folder.stat().st_mtime > _LEFT_AFTER_SECONDS:
                     shutil.rmtree(folder)

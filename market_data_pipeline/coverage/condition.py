@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, StorageError, UsageError
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.day_records import SERIES_LABELS
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import known_series
@@ -100,7 +100,7 @@ def record_collected(layout: Layout, universe: Universe) -> None:
     Raises:
         UsageError: A pattern in the universe matches no symbol.
     """
-    if not layout.root.is_dir():  # a command that only reads makes no data folder
+    if storage.revision(layout.root) is None:  # a command that only reads makes no data folder
         return
     rows = list(_collected(universe, dict.fromkeys([*universe.series(), *known_series(layout)])))
     wanted = pa.Table.from_pylist(rows, _COLLECTED)

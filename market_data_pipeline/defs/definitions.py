@@ -19,6 +19,7 @@ reuse_memory()
 
 # isort: split
 from market_data_pipeline.defs.coverage.definitions import build_coverage_asset
+from market_data_pipeline.defs.iceberg.definitions import build_iceberg_asset, can_publish
 from market_data_pipeline.defs.ingestion.definitions import (
     INGESTION,
     IO_MANAGER,
@@ -72,11 +73,12 @@ def build_definitions(
     markets = list(dict.fromkeys(key.market for key in keys))
     coverage = [build_coverage_asset(market, settings, universe) for market in markets]
     snapshots = [build_exchange_info_asset(market, settings) for market in markets if MARKETS[market].has_rest]
+    tables = [build_iceberg_asset(market, settings) for market in markets if can_publish()]
     jobs = build_jobs(keys, settings, [key for key in keys if universe.retained_from(key) is not None])
     streamed = [market for market in markets if settings.stream_url(market)]
     live_sensors = [build_live_sensor(streamed, settings)] if streamed else []
     return dg.Definitions(
-        assets=[*series, *profiles, *coverage, *snapshots, *build_live_assets(streamed)],
+        assets=[*series, *profiles, *coverage, *snapshots, *tables, *build_live_assets(streamed)],
         asset_checks=build_live_checks(streamed, settings),
         jobs=list(jobs.values()),
         schedules=build_schedules(jobs, settings, universe),

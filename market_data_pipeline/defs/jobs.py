@@ -13,7 +13,14 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.assets.job.asset_job import build_asset_job, get_asset_graph_for_job
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from market_data_pipeline.defs.keys import RECONCILIATION, asset_key_of, coverage_key_of, exchange_info_key_of
+from market_data_pipeline.defs.iceberg.definitions import can_publish
+from market_data_pipeline.defs.keys import (
+    RECONCILIATION,
+    asset_key_of,
+    coverage_key_of,
+    exchange_info_key_of,
+    iceberg_key_of,
+)
 from market_data_pipeline.defs.maintenance.definitions import build_maintenance_jobs
 from market_data_pipeline.defs.reconciliation.definitions import build_reconciliation_job
 from market_data_pipeline.model.datasets import MARKETS
@@ -51,7 +58,7 @@ Job = UnresolvedAssetJobDefinition | dg.JobDefinition
 Jobs = dict[str, Job]
 
 INGEST_ALL, KLINES, AGG_TRADES = "ingest_all", "klines", "agg_trades"
-TRADE_PROFILES, COVERAGE, EXCHANGE_INFO = "trade_profiles", "coverage", "exchange_info"
+TRADE_PROFILES, COVERAGE, EXCHANGE_INFO, ICEBERG = "trade_profiles", "coverage", "exchange_info", "iceberg"
 
 
 def build_jobs(keys: Sequence[SeriesKey], settings: Settings, retained: Sequence[SeriesKey] = ()) -> Jobs:
@@ -70,6 +77,7 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings, retained: Sequence
     markets = list(dict.fromkeys(key.market for key in keys))
     coverage = [coverage_key_of(market) for market in markets]
     snapshots = [exchange_info_key_of(market) for market in markets if MARKETS[market].has_rest]
+    tables = [iceberg_key_of(market) for market in markets if can_publish()]
     rows = (
         (INGEST_ALL, [asset_key_of(key) for key in keys], "Fetch klines and aggTrades of all series, for a day."),
         (KLINES, assets_of(DataType.KLINES), "Fetch klines of all series, for a day."),
@@ -77,6 +85,7 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings, retained: Sequence
         (TRADE_PROFILES, profiles, "Compute tradeProfile of all symbols, for a day whose aggTrades are stored."),
         (COVERAGE, coverage, "Report the stored days of each market, with the standing checks and a calendar."),
         (EXCHANGE_INFO, snapshots, "Store today's status, trading rules and dates of all symbols."),
+        (ICEBERG, tables, "Publish the lake as Iceberg tables, and compare both."),
     )
     reconciliation = build_reconciliation_job(keys, settings)
     return {

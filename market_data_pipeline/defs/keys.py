@@ -21,8 +21,11 @@ RECONCILIATION = "reconciliation"
 _COVERAGE = "coverage"
 _EXCHANGE_INFO = "exchange_info"
 _LIVE = "live"
+_ICEBERG = "iceberg"
 LIVE_EQUALS_ARCHIVE = "live_equals_archive"
 """Name of the check of a market's live feed."""
+EQUALS_LAKE = "equals_lake"
+"""Name of the check of a market's Iceberg tables."""
 
 
 def asset_key_of(key: SeriesKey) -> dg.AssetKey:
@@ -65,9 +68,14 @@ def live_key_of(market: Market) -> dg.AssetKey:
     return dg.AssetKey([EXCHANGE, market.value, f"{market.value}_{_LIVE}"])
 
 
+def iceberg_key_of(market: Market) -> dg.AssetKey:
+    """Return the asset key of a market's Iceberg tables, e.g. ``binance/spot/spot_iceberg``."""
+    return dg.AssetKey([EXCHANGE, market.value, f"{market.value}_{_ICEBERG}"])
+
+
 def is_series(asset_key: dg.AssetKey) -> bool:
     """Return True if an asset is a series, False if it is about a whole market."""
-    return not asset_key.path[-1].endswith((f"_{_COVERAGE}", f"_{_EXCHANGE_INFO}", f"_{_LIVE}"))
+    return not asset_key.path[-1].endswith((f"_{_COVERAGE}", f"_{_EXCHANGE_INFO}", f"_{_LIVE}", f"_{_ICEBERG}"))
 
 
 def renamed(path: Sequence[str]) -> dg.AssetKey | None:

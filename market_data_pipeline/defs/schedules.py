@@ -16,7 +16,7 @@ from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.tags import SCHEDULE_NAME_TAG
 
 from market_data_pipeline.clock import DAY, HOUR
-from market_data_pipeline.defs.jobs import COVERAGE, EXCHANGE_INFO, INGEST_ALL, TRADE_PROFILES, Jobs
+from market_data_pipeline.defs.jobs import COVERAGE, EXCHANGE_INFO, ICEBERG, INGEST_ALL, TRADE_PROFILES, Jobs
 from market_data_pipeline.defs.keys import RECONCILIATION
 from market_data_pipeline.defs.maintenance.definitions import COMPACT, PRUNE, RETAIN, VERIFY
 from market_data_pipeline.defs.platform.heartbeat import close_dead_runs
@@ -181,6 +181,13 @@ def schedule_rows(settings: Settings) -> tuple[Row, ...]:
             "10 0 * * *",
             request_one_run,
             "Store status, trading rules and dates of all symbols. Binance has no history of them.",
+        ),
+        Row(
+            "iceberg_hourly",
+            ICEBERG,
+            "25 * * * *",
+            request_one_run,
+            "Publish what changed in the lake as Iceberg tables, and remove their old snapshots.",
         ),
         Row(
             "verify",

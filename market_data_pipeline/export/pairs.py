@@ -60,7 +60,7 @@ class Pairs:
     def _snapshot(self, market: Market) -> dict[str, dict[str, object]]:
         if market not in self._snapshots:
             folder = self._layout.exchange_info(market)
-            days = sorted(storage.days_named(folder))
+            days = sorted(storage.list_named(folder))
             rows = parquet.read_table(folder / f"{days[-1]}.parquet").to_pylist() if days else []
             self._snapshots[market] = {str(row["symbol"]): row for row in rows}
         return self._snapshots[market]

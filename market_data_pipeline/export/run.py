@@ -154,7 +154,7 @@ def export_series(
         MarketDataError: Days were replaced again and again while they were read.
         StorageError: The folder is not writable.
     """
-    target = ExportFolder(folder, form.name, layout.root)
+    target = ExportFolder(folder, form.name, layout.local)
     work = _Work(layout, form, target, Pairs(layout), listings, final_only)
     with target.opened():
         for key, stored in days.items():

@@ -118,7 +118,7 @@ class ExportFolder:
             storage.remove(self._inside(name))
         self._series[series] = {"series": series, "path": place, **facts, "files": new}
         self._gaps = [*(gap for gap in self._gaps if gap["series"] not in {series, *replaced}), *gaps]
-        storage.write_bytes(self.folder / _GAPS, _lines(self._gaps).encode())
+        storage.put(self.folder / _GAPS, _lines(self._gaps).encode())
         self._write_manifest()
         return new
 
@@ -132,7 +132,7 @@ class ExportFolder:
         made = {"format": self._form, "program": f"market-data-pipeline {__version__}"}
         series = _lines([self._series[name] for name in sorted(self._series)]).rstrip()
         text = f'{json.dumps(made, ensure_ascii=False)[:-1]}, "series": {series}}}\n'
-        storage.write_bytes(self.folder / _MANIFEST, text.encode())
+        storage.put(self.folder / _MANIFEST, text.encode())
 
 
 def _lines(rows: Sequence[Mapping[str, object]]) -> str:

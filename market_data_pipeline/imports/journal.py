@@ -47,7 +47,7 @@ class Journal:
 
     def __init__(self, layout: Layout, identity: str) -> None:
         self.identity = identity
-        self._folder = layout.root / "imports"
+        self._folder = layout.local / "imports"
         self.report_path = self._folder / f"{identity}.json"
         self._days = self._folder / f"{identity}.days.jsonl"
         self._copies = self._folder / identity
@@ -98,7 +98,7 @@ class Journal:
         Raises:
             StorageError: The disk refuses.
         """
-        storage.write_bytes(self.report_path, json.dumps(report, indent=1).encode() + b"\n")
+        storage.put(self.report_path, json.dumps(report, indent=1).encode() + b"\n")
 
     def read_report(self) -> dict[str, Any]:
         """Return the report. Empty if the import was killed before it had one."""
@@ -118,7 +118,7 @@ class Journal:
 
 def journals(layout: Layout) -> list[str]:
     """Return the names of all imports, the oldest first."""
-    folder = layout.root / "imports"
+    folder = layout.local / "imports"
     ends = (".json", ".days.jsonl")
     names = {path.name.removesuffix(end) for end in ends for path in folder.glob(f"*{end}") if path.name.endswith(end)}
     return sorted(name for name in names if re.fullmatch(r"\d{8}T\d{6}(-\d+)?", name))
@@ -159,6 +159,8 @@ def _record(values: dict[str, Any] | None) -> DayRecord | None:
     if values is None:
         return None
     times = {name: datetime.fromisoformat(values[name]) for name in _TIMES if values.get(name)}
+    if (version := values.pop("mtime_ns", None)) is not None:  # a journal of an older version
+        values["version"] = version
     return DayRecord(**{**values, **times, "day": date.fromisoformat(values["day"])})
 
 

@@ -153,10 +153,10 @@ def import_folder(
         StorageError: The disk refuses. The journal has the days that were stored before.
     """
     root = folder.expanduser().absolute()
-    lake = layout.root.resolve()
+    lake = layout.local.resolve()
     if root.is_dir() and (root.resolve() == lake or root.resolve().is_relative_to(lake / "lake")):
         raise UsageError(f"{folder} is the data folder itself. Name the folder of an older cache.")
-    files, left_out = old_files(root, selected, layout.root)
+    files, left_out = old_files(root, selected, layout.local)
     run = _Import(root.resolve(), selected, layout, settings, dry_run)
     report = run.report
     report.left_out = left_out
@@ -448,7 +448,7 @@ class _Series:
         if known or earlier is not None:
             report.known += 1
             return
-        if closes_months(self.key.data_type) and self.run.layout.month(self.key, day).exists():
+        if closes_months(self.key.data_type) and storage.head(self.run.layout.month(self.key, day)) is not None:
             report.notes.append(f"{day} is not stored: its month is closed in the lake.")
             return
         report.final += record.final
@@ -473,7 +473,7 @@ class _Series:
             path = layout.file(self.key, day)
             replaces = before is not None and before.outcome == HELD
             if replaces:
-                storage.write_bytes(journal.copy_of(self.key, day), storage.read_bytes(str(path))[0])
+                storage.put(journal.copy_of(self.key, day), storage.read(path)[0])
             sha256 = hashlib.sha256(encoded.parquet).hexdigest()
             lines.append(JournalDay(self.key, day, sha256, before, replaces))
         journal.add(lines)

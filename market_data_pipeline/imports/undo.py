@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from market_data_pipeline import clock
 from market_data_pipeline.imports.journal import Journal, JournalDay, find_journal
@@ -66,13 +64,15 @@ def _undo_series(
     changed = False
     for day in reversed(days):
         if not _is_as_imported(layout, ledger, day):
-            if ledger.get(day.day) is None and not layout.file(key, day.day).exists():
+            if ledger.get(day.day) is None and storage.head(layout.file(key, day.day)) is None:
                 continue  # the import was killed before it stored the day
             report.stay.setdefault(str(key), []).insert(0, day.day.isoformat())
             continue
         before = day.before
         if day.replaces and before is not None:
-            _restore(layout, journal, day, FileStat(before.bytes, before.mtime_ns))
+            before = replace(
+                before, version=_restore(layout, journal, day, FileStat(before.bytes, before.version)).version
+            )
         else:
             storage.remove(layout.file(key, day.day))
         if before is None:
@@ -85,26 +85,20 @@ def _undo_series(
         ledger.write(path)
     elif changed:
         storage.remove(path)
-    folder = layout.folder(key)
-    while folder != layout.root:  # the folders that the import made
-        with suppress(OSError):
-            folder.rmdir()
-        folder = folder.parent
+    storage.remove_empty(layout.folder(key), layout.root)  # the folders that the import made
 
 
 def _is_as_imported(layout: Layout, ledger: Ledger, day: JournalDay) -> bool:
     """Return True if a day's file is the one that the import wrote, or was removed by an undo that was killed."""
     try:
-        data, _ = storage.read_bytes(str(layout.file(day.key, day.day)))
+        data, _ = storage.read(layout.file(day.key, day.day))
     except OSError:
         row = ledger.get(day.day)
         return not day.replaces and row is not None and row.file_sha256 == day.sha256
     return hashlib.sha256(data).hexdigest() == day.sha256
 
 
-def _restore(layout: Layout, journal: Journal, day: JournalDay, stat: FileStat) -> None:
-    """Write the file from before the import, with its modification time, by which the ledger knows it."""
-    data, _ = storage.read_bytes(str(journal.copy_of(day.key, day.day)))
-    path = layout.file(day.key, day.day)
-    storage.write_bytes(path, data)
-    os.utime(path, ns=(stat.mtime_ns, stat.mtime_ns))
+def _restore(layout: Layout, journal: Journal, day: JournalDay, stat: FileStat) -> FileStat:
+    """Write the file from before the import, with the version by which the ledger knows it, if the store can."""
+    data, _ = storage.read(journal.copy_of(day.key, day.day))
+    return storage.restore(layout.file(day.key, day.day), data, stat)

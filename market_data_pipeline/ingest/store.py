@@ -18,7 +18,7 @@ from market_data_pipeline.checks.verdicts import TradeRecord
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.ingest.day_rows import DayRows
 from market_data_pipeline.ingest.encode import Encoded, describe, encode, may_need_rest
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.closed_months import write_day
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files_between, read_day_file, read_record
@@ -124,7 +124,7 @@ class DayStore:
         if self.key.interval is None or not shows_trades(self.key):
             return None
         path = self.layout.file(replace(self.key, data_type=DataType.AGG_TRADES, interval=None), day)
-        if not path.exists():
+        if storage.head(path) is None:
             return None
         try:
             table = parquet.read_table(path, ["agg_trade_id", "transact_time"])

@@ -130,11 +130,11 @@ class _Verifier:
     def _read(self, stored: DayFile) -> _File:
         path = stored.path
         try:
-            data, stat = storage.read_bytes(str(path))
+            data, stat = storage.read(path)
         except FileNotFoundError:
             return _File(path, {}, fault=f"{path} is gone. Backfill that day to restore it.")
         except OSError as error:
-            unread = {one.day: one.stat for one in self._days_of(stored, storage.stat(path) or stored.stat)}
+            unread = {one.day: one.stat for one in self._days_of(stored, storage.head(path) or stored.stat)}
             return _File(path, unread, fault=str(parquet.damaged(path, error)))
         days, sha256 = self._days_of(stored, stat), hashlib.sha256(data).hexdigest()
         file = _File(path, {one.day: one.stat for one in days}, sha256)

@@ -73,7 +73,7 @@ def close_months(layout: Layout, key: SeriesKey, *, wait_seconds: float = 0) -> 
                 days = [_verified(layout, key, ledger, day) for day in clock.days_of_month(month)]
             except DamagedFileError:
                 continue  # `verify --local` reports it, and a backfill replaces it
-            storage.write_bytes(layout.month(key, month), encode_month(days, spec_of(key)))
+            storage.put(layout.month(key, month), encode_month(days, spec_of(key)))
             record_month(ledger, layout, key, month)
             closed.append(month)
         if closed or changed:
@@ -92,17 +92,17 @@ def _verified(layout: Layout, key: SeriesKey, ledger: Ledger, day: date) -> DayI
 
 def record_month(ledger: Ledger, layout: Layout, key: SeriesKey, day: date) -> None:
     """Record the month's file of a day in the ledger if that month is closed."""
-    if not closes_months(key.data_type) or not layout.month(key, day).exists():
+    if not closes_months(key.data_type) or storage.head(layout.month(key, day)) is None:
         return
     try:
-        data, stat = storage.read_bytes(str(layout.month(key, day)))
+        data, stat = storage.read(layout.month(key, day))
     except OSError:
         return  # the next reader reports it
     sha256 = hashlib.sha256(data).hexdigest()
     for stored in day_files_of_month(layout, key, day.replace(day=1), stat):
         row = ledger.get(stored.day)
         if row is not None and row.outcome == HELD:
-            noted = replace(row, bytes=stored.stat.bytes, mtime_ns=stored.stat.mtime_ns)
+            noted = replace(row, bytes=stored.stat.bytes, version=stored.stat.version)
             ledger.put(replace(noted, file_sha256=None, month_sha256=sha256))
 
 
@@ -119,17 +119,17 @@ def write_day(layout: Layout, key: SeriesKey, record: Provenance, parquet: pa.Bu
         StorageError: The write failed. Stored files are unchanged.
     """
     day, month = record.day, layout.month(key, record.day)
-    if closes_months(key.data_type) and month.exists():
+    if closes_months(key.data_type) and storage.head(month) is not None:
         with _MONTH_WRITE_LOCK:
             days = _days_in(month, key, day)
             if days:
                 days[day] = DayInMonth(record, parquet_files.read_encoded(parquet))
-                storage.write_bytes(month, encode_month([days[one] for one in sorted(days)], spec_of(key)))
+                storage.put(month, encode_month([days[one] for one in sorted(days)], spec_of(key)))
                 [written] = day_files_between(layout, key, day, day)
                 return written.stat
             # The file is unusable. Its days are missing from now on and are fetched again one by one.
-            month.replace(month.with_name(month.name + _DAMAGED_SUFFIX))
-    return storage.write_bytes(layout.file(key, day), parquet)
+            storage.set_aside(month, _DAMAGED_SUFFIX)
+    return storage.put(layout.file(key, day), parquet)
 
 
 def _days_in(path: Path, key: SeriesKey, day: date) -> dict[date, DayInMonth]:
@@ -151,10 +151,10 @@ def closed_days(layout: Layout, key: SeriesKey, moment: datetime) -> tuple[list[
     before, since = list[date](), list[date]()
     # A time in the future comes from a wrong clock and is no reason to wait. Files have the machine's time.
     future = time.time() * 1e6 + clock.TOLERANCE / timedelta(microseconds=1)
-    for day in storage.days_on_disk(layout.folder(key)) if closes_months(key.data_type) else ():
-        month = storage.stat(layout.month(key, day))
-        if month is not None:
-            closed = month.mtime_ns // 1000
+    for day in storage.list_dates(layout.folder(key)) if closes_months(key.data_type) else ():
+        modified_ns = storage.modified_ns(layout.month(key, day))
+        if modified_ns is not None:
+            closed = modified_ns // 1000
             (before if closed < clock.to_us(moment) or closed > future else since).append(day)
     return before, since
 
@@ -171,7 +171,7 @@ def remove_closed_days(layout: Layout, key: SeriesKey, days: Sequence[date], *, 
     removed = 0
     with storage.only_writer(layout.lock(key), wait_seconds, str(key)):
         for day in days:
-            if layout.month(key, day).exists():  # a damaged one may have been renamed since
+            if storage.head(layout.month(key, day)) is not None:  # a damaged one may have been renamed since
                 storage.remove(layout.file(key, day))
                 removed += 1
     return removed

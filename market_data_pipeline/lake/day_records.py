@@ -22,12 +22,13 @@ import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LEDGER_SCHEMA, Ledger, read_columns, refresh_ledger
 from market_data_pipeline.lake.partitions import DayColumns, day_columns
 from market_data_pipeline.model.day import HELD, NOT_LISTED, DayFile, DayRecord
 from market_data_pipeline.model.findings import Severity, Verdict
+from market_data_pipeline.model.schema import empty_table
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.model.states import EXPLAINED
 
@@ -54,12 +55,25 @@ def rows_on_record(
     Raises:
         StorageError: The system cannot read the ledger.
     """
-    inside = (pc.field("day") >= first) & (pc.field("day") <= last)
-    if only is not None:
-        inside &= pc.field("day").isin(pa.array(only, pa.date32()))
-    ledger = Ledger.read(layout.ledger(key), inside)
+    path = layout.ledger(key)
+    if only is not None and len(only) <= _FEW_DAYS and (revision := storage.revision(path)) is not None:
+        ledger = Ledger(_few_rows(path, revision, tuple(only)))
+    else:
+        inside = (pc.field("day") >= first) & (pc.field("day") <= last)
+        if only is not None:
+            inside &= pc.field("day").isin(pa.array(only, pa.date32()))
+        ledger = Ledger.read(path, inside)
     refresh_ledger(ledger, layout, key, on_disk)
     return ledger.rows
+
+
+_FEW_DAYS = 4
+"""Most days whose records are cached. Servers read those of today and yesterday again and again."""
+
+
+@lru_cache(maxsize=1024)
+def _few_rows(path: Path, revision: tuple[int, ...], days: tuple[date, ...]) -> tuple[DayRecord, ...]:  # noqa: ARG001
+    return tuple(Ledger.read(path, pc.field("day").isin(pa.array(days, pa.date32()))).rows.values())
 
 
 def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile]) -> set[date]:
@@ -72,17 +86,19 @@ def sound_among(layout: Layout, key: SeriesKey, on_disk: Mapping[date, DayFile])
         return set()
     path = layout.ledger(key)
     try:
-        found = path.stat()
-        sound = _sound(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+        revision = storage.revision(path)
     except OSError:
         return set()
+    if revision is None:
+        return set()
+    sound = _sound(path, revision)
     begin, end = np.searchsorted(sound.day, [clock.day_number(min(on_disk)), clock.day_number(max(on_disk)) + 1])
-    columns = (sound.day[begin:end].tolist(), sound.bytes[begin:end].tolist(), sound.mtime_ns[begin:end].tolist())
-    known = {day: (size, mtime_ns) for day, size, mtime_ns in zip(*columns, strict=True)}
+    columns = (sound.day[begin:end].tolist(), sound.bytes[begin:end].tolist(), sound.version[begin:end].tolist())
+    known = {day: (size, version) for day, size, version in zip(*columns, strict=True)}
     return {
         day
         for day, stored in on_disk.items()
-        if known.get(clock.day_number(day)) == (stored.stat.bytes, stored.stat.mtime_ns)
+        if known.get(clock.day_number(day)) == (stored.stat.bytes, stored.stat.version)
     }
 
 
@@ -116,17 +132,17 @@ def facts_on_record(
     """
     path = layout.ledger(key)
     try:
-        found = path.stat()
-        table = _facts(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+        revision = storage.revision(path)
     except OSError:
-        table = None
+        revision = None
+    table = None if revision is None else _facts(path, revision)
     if table is not None:
         days = np.asarray(table["day"])
         begin, end = np.searchsorted(days, [clock.day_number(first), clock.day_number(last) + 1]).tolist()
         rows = table.slice(begin, end - begin).to_pylist()
         stored = {clock.day_of_number(row["day"]): row for row in rows if row["outcome"] == HELD}
-        if {day: (row["bytes"], row["mtime_ns"]) for day, row in stored.items()} == {
-            day: (file.stat.bytes, file.stat.mtime_ns) for day, file in on_disk.items()
+        if {day: (row["bytes"], row["version"]) for day, row in stored.items()} == {
+            day: (file.stat.bytes, file.stat.version) for day, file in on_disk.items()
         }:
             return {facts.day: facts for facts in map(_fact_of, rows)}
     records = rows_on_record(layout, key, on_disk, first, last)
@@ -155,7 +171,7 @@ _CACHED_FACTS = 128
 
 
 @lru_cache(maxsize=_CACHED_FACTS)
-def _facts(path: Path, _version: tuple[int, int, int]) -> pa.Table | None:
+def _facts(path: Path, _revision: tuple[int, ...]) -> pa.Table | None:
     """Return the facts of all days in order, with compact types. None if the ledger cannot be read."""
     try:
         table = read_columns(path, (*_FILE_COLUMNS, *_FACTS)).select([*_FILE_COLUMNS, *_FACTS]).sort_by("day")
@@ -175,7 +191,7 @@ class _Sound(NamedTuple):
 
     day: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
-    mtime_ns: npt.NDArray[np.int64]
+    version: npt.NDArray[np.int64]
 
 
 _NOT_EXPLAINED = "|".join(sorted(set(Verdict) - EXPLAINED))
@@ -194,18 +210,18 @@ def _is_sound() -> pc.Expression:
 
 
 @lru_cache(maxsize=_CACHED_LEDGERS)
-def _sound(path: Path, _version: tuple[int, int, int]) -> _Sound:
+def _sound(path: Path, _revision: tuple[int, ...]) -> _Sound:
     try:
-        table = parquet.read_table(path, [*_FILE_COLUMNS, "final", "integrity", "verdicts"])
+        table = read_columns(path, [*_FILE_COLUMNS, "final", "integrity", "verdicts"])
         sound = table.filter(_is_sound()).sort_by("day")
         days = sound["day"].cast(pa.date32()).cast(pa.int32())
-        return _Sound(*(np.asarray(column, dtype=np.int64) for column in (days, sound["bytes"], sound["mtime_ns"])))
+        return _Sound(*(np.asarray(column, dtype=np.int64) for column in (days, sound["bytes"], sound["version"])))
     except (DamagedFileError, pa.ArrowInvalid, KeyError):  # a column is missing in ledgers of older versions
         nothing = np.empty(0, dtype=np.int64)
         return _Sound(nothing, nothing, nothing)
 
 
-_FILE_COLUMNS = ("day", "outcome", "bytes", "mtime_ns")
+_FILE_COLUMNS = ("day", "outcome", "bytes", "version")
 """Columns of a ledger that identify its files."""
 
 
@@ -225,7 +241,7 @@ def rows_as_on_disk(layout: Layout, key: SeriesKey, columns: Sequence[str] = ())
         StorageError: The system cannot read the ledger.
     """
     path = layout.ledger(key)
-    if path.exists():
+    if storage.head(path) is not None:
         with suppress(DamagedFileError):
             table = read_columns(path, (*_FILE_COLUMNS, *columns))
             if _digest_of_rows(table) == _digest(day_columns(layout, key)):
@@ -242,10 +258,10 @@ def is_as_on_disk(layout: Layout, key: SeriesKey) -> bool:
     """
     path = layout.ledger(key)
     try:
-        found = path.stat()
+        revision = storage.revision(path)
     except OSError:
         return False
-    known = _digest_of_ledger(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+    known = None if revision is None else _digest_of_ledger(path, revision)
     return known is not None and known == _digest(day_columns(layout, key))
 
 
@@ -254,10 +270,10 @@ _CACHED_DIGESTS = 50_000
 
 
 @lru_cache(maxsize=_CACHED_DIGESTS)
-def _digest_of_ledger(path: Path, _version: tuple[int, int, int]) -> bytes | None:
+def _digest_of_ledger(path: Path, _revision: tuple[int, ...]) -> bytes | None:
     """Return the digest of a ledger's stored days. None if the ledger cannot be compared, because it is damaged."""
     try:
-        return _digest_of_rows(parquet.read_table(path, list(_FILE_COLUMNS)))
+        return _digest_of_rows(read_columns(path, _FILE_COLUMNS))
     except (DamagedFileError, pa.ArrowException, KeyError, ValueError):
         return None
 
@@ -269,7 +285,7 @@ def _digest_of_rows(table: pa.Table) -> bytes | None:
         if any(column.null_count for column in stored.columns):
             return None
         days = stored["day"].cast(pa.date32()).cast(pa.int32())
-        columns = (days, stored["bytes"], stored["mtime_ns"])
+        columns = (days, stored["bytes"], stored["version"])
         return _digest(DayColumns(*(np.asarray(column, dtype=np.int64) for column in columns)))
     except (pa.ArrowException, KeyError, ValueError):
         return None
@@ -307,7 +323,7 @@ def corrected(layout: Layout, keys: Iterable[SeriesKey]) -> pa.Table:
         if is_other:
             labels = {name: getattr(key, name) for name in SERIES_LABELS}
             rows += [{"series": str(key), **labels, **row} for row in table.to_pylist()]
-    return pa.Table.from_pylist(rows, CORRECTED)
+    return pa.Table.from_pylist(rows, CORRECTED) if rows else empty_table(CORRECTED)
 
 
 def with_others(corrections: pa.Table, keys: Iterable[SeriesKey], others: pa.Table) -> pa.Table:

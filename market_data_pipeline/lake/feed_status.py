@@ -21,13 +21,13 @@ STATUS_VERSION = 1
 
 def status_file(layout: Layout) -> Path:
     """Return the path of the status file."""
-    return layout.root / "live" / "status.json"
+    return layout.feed_status
 
 
 def read_status(layout: Layout) -> dict[str, Any] | None:
     """Return the last status. None if the feed never ran. It runs now if ``updated_at`` is a few seconds old."""
     try:
-        found = json.loads(status_file(layout).read_bytes())
+        found = json.loads(storage.read(status_file(layout))[0])
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -68,4 +68,4 @@ def write_status(layout: Layout, status: dict[str, Any]) -> None:
     Raises:
         StorageError: The file cannot be written.
     """
-    storage.write_bytes(status_file(layout), json.dumps(status, indent=1).encode())
+    storage.put(status_file(layout), json.dumps(status, indent=1).encode())

@@ -78,7 +78,7 @@ class FormingCandle:
 
 def forming_file(layout: Layout) -> Path:
     """Return the path of the file."""
-    return layout.root / "live" / "forming"
+    return layout.local / "live" / "forming"
 
 
 def can_form(key: SeriesKey) -> bool:
@@ -103,7 +103,7 @@ class FormingWriter:
         self._index_bytes = len(index)
         self._slots = _slots(names, len(index))
         size = max(self._slots.values(), default=0) + _SLOT_BYTES
-        storage.write_bytes(self._path, (_header(len(index), 0) + index).ljust(size, b"\0"))
+        storage.put(self._path, (_header(len(index), 0) + index).ljust(size, b"\0"))
         self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
 
     def put(self, candle: FormingCandle) -> None:

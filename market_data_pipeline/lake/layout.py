@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from market_data_pipeline.model.places import local_of
 from market_data_pipeline.model.series import EXCHANGE, Market, SeriesKey
 
 
@@ -14,10 +15,20 @@ class Layout:
     """The data folder and the paths in it.
 
     Attributes:
-        root: Absolute path of the user's data folder.
+        root: The data folder: an absolute path, or an :class:`ObjectPath`.
     """
 
     root: Path
+
+    @property
+    def feed_status(self) -> Path:
+        """Return the path of the live feed's status, which is on the machine of the feed."""
+        return self.local / "live" / "status.json"
+
+    @property
+    def local(self) -> Path:
+        """Return the folder on this machine for what is no part of the lake: Dagster's records, live rows, scratch."""
+        return local_of(self.root)
 
     def folder(self, key: SeriesKey) -> Path:
         """Return the folder of a series' daily files."""
@@ -94,6 +105,15 @@ class Layout:
         return self.root / "catalog.duckdb"
 
     @property
+    def iceberg(self) -> Path:
+        """Return the folder of the Iceberg tables, and of their catalog unless another one is set."""
+        return self.root / "iceberg"
+
+    def iceberg_table(self, namespace: str, table: str) -> Path:
+        """Return the folder of an Iceberg table. Engines without a catalog find tables by these two names."""
+        return self.iceberg / namespace / table
+
+    @property
     def dagster_home(self) -> Path:
         """Return the DAGSTER_HOME of every entry point of the project."""
-        return self.root / "dagster"
+        return self.local / "dagster"

@@ -6,7 +6,6 @@ after a crash, a deleted ledger or a manual change. The states of a day belong t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ import pyarrow.compute as pc
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import DamagedFileError, StorageError
-from market_data_pipeline.lake import parquet, storage
+from market_data_pipeline.lake import locks, parquet, storage
 from market_data_pipeline.lake.checksums import CHANGED, content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files, parse_day_file, read_record
@@ -33,6 +32,7 @@ from market_data_pipeline.model.day import (
     HELD,
     DayFile,
     DayRecord,
+    FileStat,
     FindingColumns,
     Lost,
     after,
@@ -87,8 +87,9 @@ def checks_do_not_pass() -> pc.Expression:
 class Ledger:
     """A series' ledger in memory, by day."""
 
-    def __init__(self, rows: Iterable[DayRecord] = ()) -> None:
+    def __init__(self, rows: Iterable[DayRecord] = (), stat: FileStat | None = None) -> None:
         self.rows: dict[date, DayRecord] = {row.day: row for row in rows}
+        self._stat = stat
 
     @classmethod
     def read(cls, path: Path, where: pc.Expression | None = None) -> Self:
@@ -98,23 +99,31 @@ class Ledger:
             where: Filter of rows; None reads all. Reading the few unsettled days of ten years is thirty times as fast.
                 A ledger of an older version without the filter's column is read whole.
         """
-        table = _read_table(path)
+        table, stat = _read_table(path)
         if table is None:
-            return cls()
+            return cls(stat=stat)
         try:
             table = _with_told_columns(table)
             if where is not None:
                 with suppress(pa.ArrowInvalid):
                     table = table.filter(where)
-            return cls(DayRecord(**row) for row in _believable(table).to_pylist())
+            return cls((DayRecord(**row) for row in _believable(table).to_pylist()), stat)
         except (TypeError, ValueError, OverflowError, pa.ArrowException):
-            return cls()
+            return cls(stat=stat)
 
     def write(self, path: Path) -> None:
-        """Write the ledger, atomically."""
+        """Write the ledger, atomically. It must be the one that was read, unless a lock excludes others.
+
+        Raises:
+            SeriesBusyError: Another process has written it since it was read, or this process has lost the series'
+                lock to another host of its team.
+            StorageError: The write failed. The stored ledger is unchanged.
+        """
         ordered = [self.rows[day] for day in sorted(self.rows)]
         columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in ordered] for name in LEDGER_SCHEMA.names}
-        parquet.write_table(path, pa.table(columns, schema=LEDGER_SCHEMA))
+        encoded = parquet.encode_table(pa.table(columns, schema=LEDGER_SCHEMA))
+        with locks.fence(path.with_suffix(".lock")):
+            self._stat = storage.put(path, encoded, if_match=self._stat)
 
     def put(self, row: DayRecord) -> None:
         """Store a row, and replace the previous one of its day."""
@@ -129,15 +138,19 @@ class Ledger:
         return sorted(day for day, row in self.rows.items() if row.outcome == outcome)
 
 
-def _read_table(path: Path) -> pa.Table | None:
+def _read_table(path: Path) -> tuple[pa.Table | None, FileStat]:
+    """Read a ledger and its version. A missing or damaged one is None."""
     try:
-        return parquet.read_table(path)
-    except DamagedFileError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
-            # The ledger itself may be good, and only it knows the failed days.
-            raise StorageError(f"{path} cannot be read ({cause.strerror}). Nothing was changed.") from cause
-        return None
+        data, stat = storage.read(path)
+    except FileNotFoundError:
+        return None, storage.ABSENT
+    except OSError as error:
+        # The ledger itself may be good, and only it knows the failed days.
+        raise StorageError(f"{path} cannot be read ({error.strerror}). Nothing was changed.") from error
+    try:
+        return _with_new_names(parquet.parse_table(path, data)), stat
+    except DamagedFileError:
+        return None, stat
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -152,10 +165,11 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     wanted = list(dict.fromkeys(columns))
     if _NEW.isdisjoint(wanted):
         return parquet.read_table(path, wanted)
+    also = () if _TOLD.isdisjoint(wanted) else ("bases",)
     try:
-        return parquet.read_table(path, list(dict.fromkeys((*wanted, "bases"))))
+        return parquet.read_table(path, list(dict.fromkeys((*wanted, *also))))
     except DamagedFileError as error:
-        table = parquet.read_table(path)
+        table = _with_new_names(parquet.read_table(path))
         with suppress(pa.ArrowException, ValueError):
             table = _with_told_columns(table)
         if not set(wanted) <= set(table.column_names):
@@ -163,8 +177,20 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         return table
 
 
-_NEW = frozenset({"findings", "bases", "retry"})
+_TOLD = frozenset({"findings", "bases", "retry"})
 """Columns that a ledger of version 0.1 does not have or stores in another form."""
+
+_NEW = _TOLD | {"version"}
+"""The same, of any older version."""
+
+_OLD_NAMES = {"mtime_ns": "version"}
+"""Columns of older versions that have another name today. The next write gives them today's name."""
+
+
+def _with_new_names(table: pa.Table) -> pa.Table:
+    if _OLD_NAMES.keys().isdisjoint(table.column_names):
+        return table
+    return table.rename_columns([_OLD_NAMES.get(name, name) for name in table.column_names])
 
 
 def _with_told_columns(table: pa.Table) -> pa.Table:
@@ -225,7 +251,7 @@ def recorded(path: Path) -> dict[date, DayRecord]:
     Raises:
         StorageError: The system cannot read the ledger.
     """
-    table = _read_table(path)
+    table, _ = _read_table(path)
     if table is None:
         return {}
     for name in {"file_sha256", "month_sha256"}.difference(table.column_names):  # a ledger of an older version
@@ -233,7 +259,7 @@ def recorded(path: Path) -> dict[date, DayRecord]:
     try:
         on_record = pc.field("file_sha256").is_valid() | pc.field("month_sha256").is_valid()
         table = table.filter((pc.field("outcome") == HELD) | on_record)
-        rows = table.select(["outcome", "rows", "bytes", "mtime_ns", "file_sha256", "month_sha256"]).to_pylist()
+        rows = table.select(["outcome", "rows", "bytes", "version", "file_sha256", "month_sha256"]).to_pylist()
         return {day: DayRecord(day, **row) for day, row in zip(parquet.days_of(table), rows, strict=True)}
     except (KeyError, pa.ArrowInvalid):  # the columns match no version
         return {}
@@ -256,7 +282,7 @@ def stored_contents(path: Path, first: date, last: date) -> dict[date, StoredCon
     Raises:
         StorageError: The system cannot read the ledger.
     """
-    table = _read_table(path)
+    table, _ = _read_table(path)
     try:
         if table is None:
             return {}
@@ -318,7 +344,7 @@ def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
         DamagedFileError: The file does not match its footer, or was changed after it was written.
     """
     try:
-        data, _ = storage.read_bytes(str(stored.path))
+        data, _ = storage.read(stored.path)
     except OSError as error:
         raise parquet.damaged(stored.path, error) from error
     sha256 = hashlib.sha256(data).hexdigest()
@@ -339,7 +365,7 @@ def _verified(stored: DayFile, row: DayRecord) -> DayRecord:
     if row.outcome == HELD and _same_version(row, found):
         # For example, a month was closed. The ledger has more than the footer: candles were classified since.
         # The month's hash stays: other days of the month show if it was rewritten.
-        return replace(row, bytes=stored.stat.bytes, mtime_ns=stored.stat.mtime_ns)
+        return replace(row, bytes=stored.stat.bytes, version=stored.stat.version)
     return replace(found, month_sha256=sha256) if stored.of_month else replace(found, file_sha256=sha256)
 
 

@@ -51,7 +51,7 @@ class LiveComparison:
 
 def comparisons_file(layout: Layout) -> Path:
     """Return the path of the record of comparisons, one JSON object a line."""
-    return layout.root / "live" / "compared.jsonl"
+    return layout.local / "live" / "compared.jsonl"
 
 
 def read_comparisons(layout: Layout) -> list[LiveComparison]:

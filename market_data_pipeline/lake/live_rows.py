@@ -74,7 +74,7 @@ def live_file(layout: Layout, key: SeriesKey, day: date) -> Path:
 def live_folder(layout: Layout, key: SeriesKey) -> Path:
     """Return the folder of the live rows of a series."""
     parts = (key.exchange, key.market, key.data_type, key.symbol, key.interval)
-    return layout.root.joinpath("live", *filter(None, parts))
+    return layout.local.joinpath("live", *filter(None, parts))
 
 
 def live_days(layout: Layout, key: SeriesKey) -> list[date]:

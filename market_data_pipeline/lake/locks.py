@@ -1,7 +1,8 @@
 """Locks between processes, on any file system.
 
 The kernel releases a lock when its process ends. If the file system has no locks, a marker file replaces them. It names
-its process, so that a marker of an ended process is ignored. Rules for writers belong to ``lake/storage.py``.
+its process, so that a marker of an ended process is ignored. A team of hosts also has each lock in PostgreSQL
+(``team/session.py``). Rules for writers belong to ``lake/storage``.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, SoftFileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from market_data_pipeline.team.current import current_team, team_name
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,41 @@ def held(lock: Path, wait_seconds: float = 0) -> Iterator[None]:
         taken.release()
 
 
+@contextmanager
+def held_by_all(lock: Path) -> Iterator[None]:
+    """Lock a path of the lake for the duration of the block: on this host, and for all hosts of a team.
+
+    Raises:
+        filelock.Timeout: Another process has the lock.
+        OSError: The lock file cannot be created.
+        EnvironmentFaultError: The team's PostgreSQL cannot be reached.
+    """
+    with held(lock):
+        team = current_team()
+        name = team_name(lock) if team is not None else None
+        if team is None or name is None:
+            yield
+            return
+        taken = team.take(name)
+        if taken is None:
+            raise Timeout(str(lock))
+        try:
+            yield
+        finally:
+            team.release(taken)
+
+
+def fence(lock: Path) -> AbstractContextManager[None]:
+    """Refuse to write if this process has lost the lock of a path to another host.
+
+    Raises:
+        SeriesBusyError: It has, when the block begins.
+    """
+    team = current_team()
+    name = team_name(lock) if team is not None else None
+    return nullcontext() if team is None or name is None else team.fenced(name)
+
+
 def is_running(process: int) -> bool:
     """Return True if a process of this machine runs."""
     try:
@@ -55,6 +93,10 @@ def is_running(process: int) -> bool:
 
 def holder(lock: Path) -> str:
     """Return the name of the process that has a lock, for messages."""
+    team = current_team()
+    name = team_name(lock) if team is not None else None
+    if team is not None and name is not None:
+        return team.holder(name)
     try:
         with lock.open("rb") as file:
             return f"process {int(file.read(20))}"

@@ -18,7 +18,6 @@ from pydantic import TypeAdapter
 
 from market_data_pipeline import __version__
 from market_data_pipeline.lake import parquet, storage
-from market_data_pipeline.lake.regular_files import reading
 from market_data_pipeline.model.datasets import Spec
 from market_data_pipeline.model.provenance import Provenance
 from market_data_pipeline.model.schema import as_declared
@@ -45,9 +44,8 @@ def encode_month(days: Sequence[DayInMonth], spec: Spec) -> pa.Buffer:
         days: All days of the month, in order, with the columns of the lake.
     """
     records = tuple(day.record.model_copy(update={"writer_version": __version__}) for day in days)
-    schema = days[0].table.schema.remove_metadata()
     encoded = pa.BufferOutputStream()
-    with pq.ParquetWriter(encoded, schema, **parquet.parquet_options(schema, spec)) as writer:
+    with parquet.numbered_writer(encoded, days[0].table.schema, spec) as writer:
         for group in _groups([day.table for day in days]):
             writer.write_table(group.replace_schema_metadata(None), row_group_size=max(1, group.num_rows))
         footer: Any = {_RECORDS_KEY: _RECORDS.dump_json(records, exclude_none=True)}  # bytes; the stubs want str
@@ -76,7 +74,7 @@ def read_month(path: Path, schema: pa.Schema) -> dict[date, DayInMonth]:
         DamagedFileError: The file is missing or unreadable, or its rows do not match its records.
     """
     try:
-        data, _ = storage.read_bytes(str(path))
+        data, _ = storage.read(path)
     except OSError as error:
         raise parquet.damaged(path, error) from error
     return parse_month(path, data, schema)
@@ -110,7 +108,7 @@ def read_records(path: Path) -> dict[date, Provenance]:
         DamagedFileError: The file is missing, not Parquet, or has no valid records.
     """
     try:
-        with reading(path) as file:
+        with storage.open_file(path) as file:
             return {record.day: record for record in _records_in(pq.read_metadata(file))}
     except parquet.UNREADABLE as error:
         raise parquet.damaged(path, error) from error

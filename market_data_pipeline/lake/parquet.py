@@ -5,6 +5,7 @@ Paths belong to ``lake/layout.py``, atomic replacement to ``lake/storage.py``.
 
 from __future__ import annotations
 
+import base64
 import errno
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +20,11 @@ import pyarrow.parquet as pq
 from market_data_pipeline import __version__, clock
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import storage
-from market_data_pipeline.lake.regular_files import reading
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.datasets import Spec
 from market_data_pipeline.model.day import FileStat
 from market_data_pipeline.model.provenance import FOOTER_KEY, Provenance
+from market_data_pipeline.model.schema import with_field_ids, without_field_ids
 
 ROW_GROUP_ROWS = 122_880
 """DuckDB's row group size. Measured as the best trade-off between file size and reading a part of a day."""
@@ -43,10 +44,30 @@ def encode_table(table: pa.Table, provenance: Provenance | None = None, spec: Sp
     """
     # Encoded in memory and written in one piece. Otherwise Arrow calls into Python for each of some hundred small ones.
     encoded = pa.BufferOutputStream()
-    with pq.ParquetWriter(encoded, table.schema, **parquet_options(table.schema, spec)) as writer:
+    is_of_lake = provenance is not None
+    with (numbered_writer if is_of_lake else _plain_writer)(encoded, table.schema, spec) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         _sign(writer, provenance)
     return encoded.getvalue()
+
+
+def _plain_writer(sink: pa.NativeFile, schema: pa.Schema, spec: Spec | None) -> pq.ParquetWriter:
+    return pq.ParquetWriter(sink, schema, **parquet_options(schema, spec))
+
+
+def numbered_writer(sink: pa.NativeFile, schema: pa.Schema, spec: Spec | None = None) -> pq.ParquetWriter:
+    """Return a writer of rows of the lake, whose columns have the numbers by which Iceberg finds them.
+
+    Args:
+        schema: Columns of the lake.
+        spec: Encoding and compression of the columns. None means zstd.
+    """
+    plain = without_field_ids(schema)
+    writer = pq.ParquetWriter(sink, with_field_ids(plain), store_schema=False, **parquet_options(plain, spec))
+    # Arrow stores its own schema as well, and would repeat the numbers there: a kilobyte in each file.
+    arrow_schema: Any = {b"ARROW:schema": base64.b64encode(plain.serialize())}  # bytes; the stubs want str
+    writer.add_key_value_metadata(arrow_schema)
+    return writer
 
 
 def _sign(writer: pq.ParquetWriter, provenance: Provenance | None) -> None:
@@ -65,7 +86,7 @@ class EncodingAhead:
 
     def __init__(self, schema: pa.Schema, spec: Spec) -> None:
         self._encoded = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._encoded, schema, **parquet_options(schema, spec))
+        self._writer = numbered_writer(self._encoded, schema, spec)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._groups: list[Future[None]] = []
         self._rest: list[pa.Table] = []
@@ -125,7 +146,7 @@ def write_table(
     Raises:
         StorageError: The write failed. ``path`` is unchanged.
     """
-    return storage.write_bytes(path, encode_table(table, provenance, spec))
+    return storage.put(path, encode_table(table, provenance, spec))
 
 
 def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -138,12 +159,24 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         DamagedFileError: The file or a column is missing, or the file is unreadable. The message names it and the fix.
     """
     try:
-        with reading(path) as file:
+        with storage.open_file(path) as file:
             table = _read_parquet(file, columns)
         return table if columns is None else table.select(columns)
     except KeyError as error:
         raise damaged(path, ValueError(f"a column is missing ({error.args[0]})")) from error
     except UNREADABLE as error:  # also a damaged column name that is no longer UTF-8
+        raise damaged(path, error) from error
+
+
+def parse_table(path: Path, data: bytes) -> pa.Table:
+    """Return all rows in the bytes of a file; see :func:`read_table`.
+
+    Raises:
+        DamagedFileError: The bytes are unreadable.
+    """
+    try:
+        return _read_parquet(pa.BufferReader(data))
+    except UNREADABLE as error:
         raise damaged(path, error) from error
 
 
@@ -178,7 +211,7 @@ def read_provenance(path: Path) -> Provenance:
         DamagedFileError: The file is missing, not Parquet, or has no valid record.
     """
     try:
-        with reading(path) as file:
+        with storage.open_file(path) as file:
             return record_in(pq.read_metadata(file))
     except UNREADABLE as error:
         raise damaged(path, error) from error

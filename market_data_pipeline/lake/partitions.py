@@ -7,7 +7,6 @@ Reading many days into one table belongs to ``lake/reader.py``.
 
 from __future__ import annotations
 
-import os
 import time
 from calendar import monthrange
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,8 +43,8 @@ _CACHED_FOLDERS = 20_000
 
 def day_files(layout: Layout, key: SeriesKey) -> dict[date, DayFile]:
     """Return the stored days of a series, in order."""
-    closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
-    own = storage.days_on_disk(layout.folder(key))
+    closed = storage.list_dates(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
+    own = storage.list_dates(layout.folder(key))
     found = {day: DayFile(key, day, layout.file(key, day), stat) for day, stat in own.items()}
     for month, stat in closed.items():
         found |= {one.day: one for one in day_files_of_month(layout, key, month, stat)}
@@ -61,7 +60,7 @@ class StoredFiles(NamedTuple):
     day: npt.NDArray[np.int64]
     days: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
-    mtime_ns: npt.NDArray[np.int64]
+    version: npt.NDArray[np.int64]
 
 
 class DayColumns(NamedTuple):
@@ -69,19 +68,19 @@ class DayColumns(NamedTuple):
 
     day: npt.NDArray[np.int64]
     bytes: npt.NDArray[np.int64]
-    mtime_ns: npt.NDArray[np.int64]
+    version: npt.NDArray[np.int64]
 
 
 def file_columns(layout: Layout, key: SeriesKey) -> StoredFiles:
     """Return the files that have the stored days of a series, in order. Own files of days in closed months are not."""
-    closed = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
-    own = storage.days_on_disk(layout.folder(key))
+    closed = storage.list_dates(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
+    own = storage.list_dates(layout.folder(key))
     found = [
-        (clock.day_number(one), monthrange(one.year, one.month)[1], stat.bytes, stat.mtime_ns)
+        (clock.day_number(one), monthrange(one.year, one.month)[1], stat.bytes, stat.version)
         for one, stat in closed.items()
     ]
     found += [
-        (clock.day_number(day), 1, stat.bytes, stat.mtime_ns)
+        (clock.day_number(day), 1, stat.bytes, stat.version)
         for day, stat in own.items()
         if not closed or day.replace(day=1) not in closed
     ]
@@ -91,10 +90,10 @@ def file_columns(layout: Layout, key: SeriesKey) -> StoredFiles:
 def day_columns(layout: Layout, key: SeriesKey) -> DayColumns:
     """Return what :func:`day_files` returns as columns, ten times as fast for a series of closed months."""
     files = file_columns(layout, key)
-    first, days, size, mtime_ns = (np.repeat(column, files.days) for column in files)
+    first, days, size, version = (np.repeat(column, files.days) for column in files)
     number = np.arange(len(first)) - np.repeat(np.cumsum(files.days) - files.days, files.days)
     share = size * (number + 1) // days - size * number // days  # see day_files_of_month
-    return DayColumns(first + number, share, mtime_ns)
+    return DayColumns(first + number, share, version)
 
 
 def path_of_file(layout: Layout, key: SeriesKey, day: int, days: int) -> Path:
@@ -105,8 +104,8 @@ def path_of_file(layout: Layout, key: SeriesKey, day: int, days: int) -> Path:
 
 def stored_dates(layout: Layout, key: SeriesKey) -> set[date]:
     """Return the stored days of a series by file name only, without a stat of the files."""
-    closed = storage.days_named(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else []
-    return {*storage.days_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
+    closed = storage.list_named(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else []
+    return {*storage.list_named(layout.folder(key)), *(day for month in closed for day in clock.days_of_month(month))}
 
 
 def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
@@ -114,21 +113,20 @@ def months_closed(layout: Layout, key: SeriesKey) -> list[str]:
     if not closes_months(key.data_type):
         return []
     folder = layout.months(key)
-    try:
-        found = folder.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    revision = storage.revision(folder)
+    if revision is None:
         return []
-    if time.time_ns() - found.st_mtime_ns < _UNSETTLED_NS:
+    if time.time_ns() - revision[0] < _UNSETTLED_NS:
         return list(_months_in(folder))
-    return list(_months_cached(folder, (found.st_mtime_ns, found.st_ctime_ns, found.st_ino)))
+    return list(_months_cached(folder, revision))
 
 
 def _months_in(folder: Path) -> tuple[str, ...]:
-    return tuple(f"{month:%Y-%m}" for month in sorted(storage.days_named(folder, storage.MONTHS)))
+    return tuple(f"{month:%Y-%m}" for month in sorted(storage.list_named(folder, storage.MONTHS)))
 
 
 @lru_cache(maxsize=_CACHED_FOLDERS)
-def _months_cached(folder: Path, _version: tuple[int, int, int]) -> tuple[str, ...]:
+def _months_cached(folder: Path, _revision: tuple[int, ...]) -> tuple[str, ...]:
     return _months_in(folder)
 
 
@@ -138,11 +136,11 @@ def day_files_between(layout: Layout, key: SeriesKey, first: date, last: date) -
         return [stored for day, stored in day_files(layout, key).items() if first <= day <= last]
     days = clock.days_between(first, last)
     closed = closed_among(layout, key, days)
-    found = []
+    found, store = [], storage.store_of(layout.root)
     for day in days:
         if (in_month := closed.get(day)) is not None:
             found.append(in_month)
-        elif (stat := storage.stat(path := layout.file(key, day))) is not None:
+        elif (stat := store.head(path := layout.file(key, day))) is not None:
             found.append(DayFile(key, day, path, stat))
     return found
 
@@ -152,7 +150,7 @@ def closed_among(layout: Layout, key: SeriesKey, days: Iterable[date]) -> Mappin
     found: dict[date, DayFile] = {}
     if closes_months(key.data_type):
         for month in dict.fromkeys(day.replace(day=1) for day in days):
-            if (stat := storage.stat(layout.month(key, month))) is not None:
+            if (stat := storage.head(layout.month(key, month))) is not None:
                 found |= {one.day: one for one in day_files_of_month(layout, key, month, stat)}
     return found
 
@@ -167,7 +165,7 @@ def day_files_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileSt
     path, days = layout.month(key, month), clock.days_of_month(month)
     shares = [stat.bytes * n // len(days) for n in range(len(days) + 1)]
     return [
-        DayFile(key, day, path, FileStat(end - start, stat.mtime_ns))
+        DayFile(key, day, path, FileStat(end - start, stat.version))
         for day, start, end in zip(days, shares, shares[1:], strict=False)
     ]
 
@@ -175,7 +173,7 @@ def day_files_of_month(layout: Layout, key: SeriesKey, month: date, stat: FileSt
 def file_of(layout: Layout, key: SeriesKey, day: date) -> Path:
     """Return the file that has a day's rows, or would have them."""
     month = layout.month(key, day)
-    return month if closes_months(key.data_type) and storage.stat(month) is not None else layout.file(key, day)
+    return month if closes_months(key.data_type) and storage.head(month) is not None else layout.file(key, day)
 
 
 def are_as_listed(layout: Layout, days: Iterable[DayFile]) -> bool:
@@ -209,7 +207,7 @@ def read_day_file(stored: DayFile) -> DayInMonth:
         DamagedFileError: The file is missing, unreadable, or has no valid record of this day and series.
     """
     try:
-        data, _ = storage.read_bytes(str(stored.path))
+        data, _ = storage.read(stored.path)
     except OSError as error:
         raise parquet.damaged(stored.path, error) from error
     return parse_day_file(stored, data)
@@ -270,14 +268,14 @@ def series_with_files(layout: Layout) -> list[SeriesKey]:
                 folder = folder_of(layout, market, data_type) / cadence
                 found |= {_series(market, data_type, *labels) for labels in _labels_in(folder, data_type)}
     keys = sorted(key for key in found if key is not None)
-    return [key for key in keys if months_closed(layout, key) or any(storage.days_named(layout.folder(key)))]
+    return [key for key in keys if months_closed(layout, key) or any(storage.list_named(layout.folder(key)))]
 
 
 def series_in_ledgers(layout: Layout) -> Iterator[SeriesKey]:
     """Yield the series that have a ledger."""
     for market in Market:
         for data_type in data_types_of(market):
-            for *above, name in _labels_in(layout.root / "ledger" / EXCHANGE / market / data_type, data_type):
+            for *above, name in _labels_in(layout.root.joinpath("ledger", EXCHANGE, market, data_type), data_type):
                 # Other files are, for example, locks.
                 if name.endswith(".parquet") and (key := _series(market, data_type, *above, name[: -len(".parquet")])):
                     yield key
@@ -293,21 +291,13 @@ def _series(market: Market, data_type: DataType, *labels: str) -> SeriesKey | No
 
 def _labels_in(folder: Path, data_type: DataType) -> Iterator[tuple[str, ...]]:
     """Yield the names in a folder: of symbols, or of symbols and their intervals."""
-    for name in _names(folder):
+    for name in storage.list_names(folder):
         if data_type.has_interval:
-            yield from ((name, interval) for interval in _names(folder / name))
+            yield from ((name, interval) for interval in storage.list_names(folder / name))
         else:
             yield (name,)
 
 
-def _names(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
 def folder_of(layout: Layout, market: Market, data_type: DataType) -> Path:
     """Return the folder of a market and data type."""
-    return layout.root / "lake" / EXCHANGE / market / data_type
+    return layout.root.joinpath("lake", EXCHANGE, market, data_type)

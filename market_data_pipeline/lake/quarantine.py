@@ -22,7 +22,6 @@ from market_data_pipeline.errors import DamagedFileError, StorageError, UsageErr
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
-from market_data_pipeline.lake.regular_files import read_regular, reading
 from market_data_pipeline.model import version_1
 from market_data_pipeline.model.day import NOT_LISTED
 from market_data_pipeline.model.provenance import ChecksumStatus
@@ -133,7 +132,7 @@ class RefusedZip(_Record):
             DamagedFileError: The bytes changed since the refusal, or cannot be read.
         """
         try:
-            data = read_regular(self.path)
+            data, _ = storage.read(self.path)
         except OSError as error:
             raise DamagedFileError(f"{self.path} cannot be read: {error.strerror or error}.") from error
         if self.beginning:
@@ -203,7 +202,7 @@ def store(
     stem = _stem(archive_key)
     path = layout.quarantine(key) / f"{stem}.{sha256[:_SHORT]}.zip"
     known = _read_record(path)
-    if known is not None and (known.kind, known.reason) == (kind, reason) and path.exists():
+    if known is not None and (known.kind, known.reason) == (kind, reason) and storage.head(path) is not None:
         return path
     stored = data if data[:2] == b"PK" else data[:_BEGINNING_BYTES]
     if not _make_room(layout, key, path, stem, len(stored), most_bytes):
@@ -221,7 +220,7 @@ def store(
         beginning=len(stored) < len(data),
         published_sha256=published_sha256,
     )
-    storage.write_bytes(path, stored)
+    storage.put(path, stored)
     _write_record(path, record)
     return path
 
@@ -232,8 +231,8 @@ def _make_room(layout: Layout, key: SeriesKey, path: Path, stem: str, size: int,
         release(entry)
     sizes = {
         other: stat.bytes
-        for other in layout.quarantined.rglob("*.zip")
-        if other != path and (stat := storage.stat(other)) is not None
+        for other in storage.list_paths(layout.quarantined, "**/*.zip")
+        if other != path and (stat := storage.head(other)) is not None
     }
     share = most_bytes // 2
 
@@ -279,7 +278,7 @@ def entries(layout: Layout) -> list[RefusedZip]:
     """Return all entries, ordered by series and day. Skip other files below the folder."""
     found = [
         entry
-        for path in sorted(layout.quarantined.rglob("*.zip"))
+        for path in sorted(storage.list_paths(layout.quarantined, "**/*.zip"))
         if (key := _series_of(path, layout)) is not None and (entry := _entry(path, key)) is not None
     ]
     return sorted(found, key=lambda entry: (entry.key, entry.first, entry.at))
@@ -313,7 +312,7 @@ def accepted_sha256(layout: Layout, key: SeriesKey, archive_key: str) -> frozens
 
 
 def _entries_named(layout: Layout, key: SeriesKey, stem: str = "") -> Iterator[RefusedZip]:
-    for path in sorted(layout.quarantine(key).glob("*.zip")):
+    for path in sorted(storage.list_paths(layout.quarantine(key), "*.zip")):
         if path.name.startswith(f"{stem}." if stem else "") and (entry := _entry(path, key)) is not None:
             yield entry
 
@@ -401,19 +400,19 @@ def _record_path(path: Path) -> Path:
 
 def _read_record(path: Path) -> _Record | None:
     try:
-        return _Record.model_validate_json(read_regular(_record_path(path)))
+        return _Record.model_validate_json(storage.read(_record_path(path))[0])
     except (OSError, ValidationError):
         return None
 
 
 def _write_record(path: Path, record: _Record) -> None:
-    storage.write_bytes(_record_path(path), record.model_dump_json(indent=2, exclude_none=True).encode())
+    storage.put(_record_path(path), record.model_dump_json(indent=2, exclude_none=True).encode())
 
 
 def _entry(path: Path, key: SeriesKey) -> RefusedZip | None:
     """Return the entry of a zip and its record. If the record is unreadable, derive the entry from the file."""
     match = _NAME.fullmatch(path.name)
-    stat = storage.stat(path)
+    stat = storage.head(path)
     if match is None or stat is None:
         return None
     period = match["period"]
@@ -430,7 +429,7 @@ def _entry(path: Path, key: SeriesKey) -> RefusedZip | None:
             sha256=_sha256_of(path),
             kind=UNKNOWN,
             reason=f"The reason is unknown because {_record_path(path)} cannot be read. Retry the day to see it again.",
-            at=datetime.fromtimestamp(stat.mtime_ns // 1_000_000_000, UTC),
+            at=datetime.fromtimestamp((storage.modified_ns(path) or 0) // 1_000_000_000, UTC),
         )
     return RefusedZip(**{**dict(record), "day": day}, key=key, path=path, first=first, size=stat.bytes)
 
@@ -442,7 +441,7 @@ def _stem(archive_key: str) -> str:
 
 def _sha256_of(path: Path) -> str:
     try:
-        with reading(path) as file:
+        with storage.open_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""

@@ -18,13 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from market_data_pipeline import clock
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import day_files_between
-from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model.datasets import SPECS
 from market_data_pipeline.model.day import DayFile
-from market_data_pipeline.model.schema import TIME, WORD, as_declared, lake_schema
+from market_data_pipeline.model.schema import TIME, WORD, as_declared, empty_table, lake_schema
 from market_data_pipeline.model.series import DataType, SeriesKey
 
 _DAYS_A_TASK = 16
@@ -66,7 +65,7 @@ def read_days(
         FileNotFoundError: A file is missing.
     """
     if not days:
-        return schema.empty_table()
+        return empty_table(schema)
     data_type = days[0].key.data_type
     labels = labels_of(data_type)
     wanted = pa.schema([field for field in schema if field.name not in labels])
@@ -188,7 +187,7 @@ def _read_file(
     path: Path, size: int, schema: pa.Schema, time: str, start: datetime | None, end: datetime | None
 ) -> pa.Table:
     try:
-        source = path if size > _READ_WHOLE else pa.BufferReader(read_regular(path))
+        source = storage.source(path) if size > _READ_WHOLE else pa.BufferReader(storage.read(path)[0])
         # Without pre_buffer, reading a day of candles takes half the time (measured).
         with pq.ParquetFile(source, pre_buffer=False) as file:
             if start is None and end is None:

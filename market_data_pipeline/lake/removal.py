@@ -8,10 +8,8 @@ Choosing days and asking first do not belong here; see ``maintenance/retention.p
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from shutil import rmtree
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -66,23 +64,17 @@ def remove_series_data(layout: Layout, key: SeriesKey, *, wait_seconds: float = 
         # Files of days go last, because the series is found by them when a killed call is repeated.
         storage.remove(layout.reconciled(key))
         for folder in (layout.quarantine(key), live_folder(layout, key)):
-            _remove_folder(folder)
+            storage.remove_folder(folder)
         storage.remove(layout.ledger(key))
-        own, months = storage.days_on_disk(layout.folder(key)), storage.days_on_disk(layout.months(key), storage.MONTHS)
+        own, months = storage.list_dates(layout.folder(key)), storage.list_dates(layout.months(key), storage.MONTHS)
         in_months = {day for month in months for day in clock.days_of_month(month)}
         _remove_days(layout, key, {*own, *in_months})
         for folder in (layout.folder(key), layout.months(key)):
-            _remove_folder(folder)  # with temporary and damaged files, which no reader sees
-
-
-def _remove_folder(folder: Path) -> None:
-    rmtree(folder, ignore_errors=True)
-    with suppress(OSError):  # the symbol has other intervals
-        folder.parent.rmdir()
+            storage.remove_folder(folder)  # with temporary and damaged files, which no reader sees
 
 
 def _remove_days(layout: Layout, key: SeriesKey, days: Collection[date]) -> None:
-    months = storage.days_on_disk(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
+    months = storage.list_dates(layout.months(key), storage.MONTHS) if closes_months(key.data_type) else {}
     whole = [month for month in months if set(clock.days_of_month(month)) <= set(days)]
     stays = {day for month in months if month not in whole for day in clock.days_of_month(month)}
     going = sorted(set(days) - stays)

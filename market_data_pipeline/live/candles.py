@@ -143,6 +143,10 @@ class CandleTrack:
         end = min(late[-1] + self.step, late[0] + _MOST_ASKED * self.step)
         return [*effects, AskCandles(self.key, late[0], end)]
 
+    def unanswered_us(self, now_us: int) -> int:
+        """Return the time since the end of the first candle that REST does not have either. 0 if it was not asked."""
+        return max(0, now_us - self.next_us - self.step) if self._attempts >= _PATIENCE else 0
+
     def answered(self, ask: AskCandles, rows: Sequence[Values], now_us: int) -> list[Effect]:
         """Take REST's answer: candles in order, also one that may not be closed."""
         self._asking = False

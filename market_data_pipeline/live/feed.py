@@ -16,7 +16,7 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 
 from market_data_pipeline import clock
-from market_data_pipeline.errors import SourceError, StorageError, UsageError
+from market_data_pipeline.errors import MarketDataError, SourceError, StorageError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.feed_status import STATUS_VERSION, write_status
 from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWriter, can_form
@@ -53,6 +53,8 @@ _TICK_SECONDS = 0.2
 _STATUS_SECONDS = 1.0
 _TIME_SECONDS = 300.0
 """Seconds between two looks at the server's time."""
+_LISTING_SECONDS = 3_600.0
+"""Seconds between two looks at exchangeInfo, as long as a symbol is silent."""
 _EVICTION_SECONDS = 600.0
 """Real seconds between two looks for days that are final by now."""
 _MOST_ROWS_WAITING = 1_000
@@ -108,7 +110,7 @@ class Feed:
             SeriesBusyError: Another feed writes to the data folder.
             StorageError: Rows cannot be stored.
         """
-        lock = self._layout.root / "live" / "feed.lock"
+        lock = self._layout.local / "live" / "feed.lock"
         with (
             storage.only_writer(lock, 0.0, f"The live feed of {self._layout.root}"),
             LiveWriter(self._layout) as writer,
@@ -216,6 +218,7 @@ class _Market:
         self._of_stream = {name: key for key in keys if (name := stream_name(key)) is not None}
         self._forming: dict[SeriesKey, CandleEvent | None] = {}
         self._timed_at = 0.0
+        self._listed_at: float | None = None
         self._rows: dict[SeriesKey, list[LiveRow]] = {}
         self._waiting_rows = 0
         self._updates: list[LiveUpdate] = []
@@ -240,6 +243,8 @@ class _Market:
                 self._write_forming()
                 if time.monotonic() - self._timed_at > self._clock.real(_TIME_SECONDS):
                     self._background(self._set_clock())
+                if self._feed.doubts_listings(now) and self._may_look_at_listing():
+                    self._background(self._look_at_listing())
                 await asyncio.sleep(min(_TICK_SECONDS, self._clock.real(1.0)))
         finally:
             for group in self._groups:
@@ -261,6 +266,20 @@ class _Market:
             logger.warning("The time of %s is unknown, so this machine's clock counts: %s", self.market, error)
         else:
             self._clock.set(*found)
+
+    def _may_look_at_listing(self) -> bool:
+        seconds = self._clock.real(_LISTING_SECONDS)
+        return self._listed_at is None or time.monotonic() - self._listed_at > seconds
+
+    async def _look_at_listing(self) -> None:
+        self._listed_at = time.monotonic()
+        try:
+            trading = await self._in_thread(self._rest.trading_symbols)
+        except MarketDataError as error:
+            logger.info("The symbols of %s that trade are unknown: %s", self.market, error)
+        else:
+            if self._feed is not None:
+                self._do(self._feed.take_listing(trading))
 
     def _resumed(self) -> MarketFeed:
         """Continue where stored live rows end. Without any, begin with the candles of today."""
@@ -427,6 +446,7 @@ class _Market:
             "reconnects": sum(group.ended + group.silent for group in self._groups),
             "silent": sum(group.silent for group in self._groups),
             "rest_requests": self._rest.requests,
+            "not_trading_now": sorted(self._feed.not_trading) if self._feed is not None else [],
             **counts,
         }
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from market_data_pipeline.live.candles import CandleTrack, Values
-from market_data_pipeline.live.effects import Append, AskCandles, AskTrades, Effect
+from market_data_pipeline.live.effects import Append, AskCandles, AskTrades, Effect, Notice
 from market_data_pipeline.live.trades import TradeTrack
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.sources.binance.websocket import (
@@ -20,6 +20,9 @@ from market_data_pipeline.sources.binance.websocket import (
 
 LONGEST_PROOF_US = 3_600_000_000
 """Longest candle that is compared with its trades."""
+
+_SILENT_US = 900_000_000
+"""Time without a candle, also from REST, after which a symbol may have been delisted."""
 
 
 def is_followed(key: SeriesKey) -> bool:
@@ -35,6 +38,7 @@ class MarketFeed:
         candles: Candles by series.
         trades: Trades by series.
         counts: Numbers of events by kind, for the status.
+        not_trading: Symbols that did not trade in the last exchangeInfo. Their candles are not requested.
     """
 
     candles: dict[SeriesKey, CandleTrack]
@@ -42,6 +46,7 @@ class MarketFeed:
     counts: Counter[str] = field(default_factory=Counter)
     mark_prices: dict[str, int] = field(default_factory=dict)
     """Time of the last mark price by symbol."""
+    not_trading: set[str] = field(default_factory=set)
     _of_symbol: dict[str, TradeTrack] = field(default_factory=dict)
     _unproven: dict[SeriesKey, dict[int, CandleEvent]] = field(default_factory=dict)
 
@@ -57,6 +62,7 @@ class MarketFeed:
         if isinstance(event, CandleEvent):
             candles = self.candles[event.key]
             candles.event_us = max(candles.event_us, event.event_us)
+            self.not_trading.discard(event.key.symbol)
             return self._closed(candles, event, now_us) if event.closed else candles.formed(event, now_us)
         if isinstance(event, MarkPriceEvent):
             self.mark_prices[event.symbol] = event.event_us
@@ -95,8 +101,9 @@ class MarketFeed:
                     effects += track.prove(opened)
                 elif verdict is False:
                     effects += self._unequal(track, event)
-        for track in self.candles.values():
-            effects += track.tick(now_us)
+        for key, track in self.candles.items():
+            if key.symbol not in self.not_trading:
+                effects += track.tick(now_us)
         for trade_track in self.trades.values():
             effects += trade_track.tick(now_us)
         return effects
@@ -104,6 +111,21 @@ class MarketFeed:
     def lost(self, keys: Iterable[SeriesKey]) -> list[Effect]:
         """Take the loss of all connections of series: nothing is known of their open candles."""
         return [effect for key in keys if key in self.candles for effect in self.candles[key].forget_forming()]
+
+    def doubts_listings(self, now_us: int) -> bool:
+        """Return True if a symbol may not trade, so that exchangeInfo is needed."""
+        return bool(self.not_trading) or any(
+            track.unanswered_us(now_us) > _SILENT_US for track in self.candles.values()
+        )
+
+    def take_listing(self, trading: Collection[str]) -> list[Effect]:
+        """Take the symbols that trade now. Requests for candles of others end until they trade again."""
+        before = self.not_trading
+        self.not_trading = {key.symbol for key in self.candles} - set(trading)
+        return [
+            Notice(key, "not_trading", "The symbol does not trade. Its candles are not requested until it does.")
+            for key in {key.symbol: key for key in self.candles if key.symbol in self.not_trading - before}.values()
+        ]
 
     def answered_candles(self, ask: AskCandles, rows: Sequence[Values], now_us: int) -> list[Effect]:
         """Take REST's candles."""

@@ -20,6 +20,7 @@ from market_data_pipeline.model.waits import Stop
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.rest import RestApi
 from market_data_pipeline.sources.binance.websocket import TradeEvent, units
+from market_data_pipeline.universe.exchange_info import snapshot_of
 
 _FRESH_SECONDS = 600.0
 """Age at which the client of REST is replaced, because it has an allowance of weight for trades."""
@@ -66,6 +67,19 @@ class RestAnswers:
         asked = time.monotonic()
         server = self._with_api(lambda api: api.server_time())
         return clock.to_us(server), (asked + time.monotonic()) / 2
+
+    def trading_symbols(self) -> set[str]:
+        """Return the symbols that trade now. In cm, the pairs of their index prices are among them.
+
+        Raises:
+            SourceError: REST does not answer, or not with symbols.
+        """
+        found = set[str]()
+        table = snapshot_of(self._with_api(lambda api: api.exchange_info()), clock.now())
+        for symbol, status in zip(table["symbol"].to_pylist(), table["status"].to_pylist(), strict=True):
+            if status == "TRADING":
+                found |= {str(symbol)} | ({str(symbol).partition("_")[0]} if self._market is Market.CM else set())
+        return found
 
     def close(self) -> None:
         """Close all connections."""

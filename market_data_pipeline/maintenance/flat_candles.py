@@ -32,7 +32,6 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger, read_columns
 from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.lake.reader import read_day
-from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model.day import HELD, Classified, after
 from market_data_pipeline.model.findings import FLAT, MISSING, Basis, Finding, Range, Verdict, from_json, to_json
 from market_data_pipeline.model.needs import needs
@@ -44,7 +43,7 @@ _MOST_DAYS = 5_000
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = ["day", "outcome", "bytes", "mtime_ns", "first_key", "last_key", "verdicts", "findings", "bases"]
+_COLUMNS = ["day", "outcome", "bytes", "version", "first_key", "last_key", "verdicts", "findings", "bases"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ def classify_flat_candles(layout: Layout, market: Market) -> Classification:
         path, what = layout.classified(market), f"The record of flat candles of {market}"
         # The next run classifies days again that cannot be recorded.
         with suppress(SeriesBusyError), storage.only_writer(path.with_suffix(".lock"), _REMEMBER_WAIT_SECONDS, what):
-            storage.write_bytes(path, json.dumps({**_read_versions(path), **looked_at}, indent=0).encode())
+            storage.put(path, json.dumps({**_read_versions(path), **looked_at}, indent=0).encode())
     return Classification(days, tuple(busy), renewed)
 
 
@@ -130,7 +129,7 @@ _REMEMBER_WAIT_SECONDS = 10.0
 def _read_versions(path: Path) -> dict[str, int]:
     """Read the recorded versions of classified days. A lost record is empty, so that all days are classified again."""
     try:
-        found: dict[str, int] = json.loads(read_regular(path))
+        found: dict[str, int] = json.loads(storage.read(path)[0])
     except (FileNotFoundError, ValueError):
         return {}
     return {name: version for name, version in found.items() if name.endswith(_WITH_REST)}
@@ -171,7 +170,7 @@ def _versions(ledgers: Mapping[SeriesKey, pa.Table]) -> dict[date, int]:
     found: dict[date, int] = {}
     for key, rows in ledgers.items():
         name = zlib.crc32(str(key).encode())
-        for day, size, written in zip(*(rows[name].to_pylist() for name in ("day", "bytes", "mtime_ns")), strict=True):
+        for day, size, written in zip(*(rows[name].to_pylist() for name in ("day", "bytes", "version")), strict=True):
             digest = blake2b(_FILE.pack(name, size, written), digest_size=8).digest()
             found[day] = found.get(day, 0) ^ _VERSION.unpack(digest)[0]
     return found

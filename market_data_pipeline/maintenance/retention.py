@@ -118,7 +118,7 @@ def carry_out_removals(settings: Settings, removals: Sequence[Removal]) -> dict[
                 remove_days(layout, one.key, one.days, wait_seconds=settings.lock_wait_seconds)
         except MarketDataError as error:
             troubles[one.key] = str(error)
-    if layout.catalog.exists():
+    if storage.head(layout.catalog) is not None:
         publish_catalog(layout)
     return troubles
 
@@ -138,7 +138,7 @@ def _bytes(layout: Layout, key: SeriesKey, days: Iterable[date]) -> int:
     on_disk, total = day_files(layout, key), 0
     for day in days:
         total += on_disk[day].stat.bytes if day in on_disk else 0
-        live = storage.stat(live_file(layout, key, day))
+        live = storage.head(live_file(layout, key, day))
         total += live.bytes if live else 0
     return total
 

@@ -44,6 +44,15 @@ CANDLES: dict[Market, dict[str, DataType]] = {
 }
 """Endpoints of candles by market, and the data type of their rows."""
 
+TICKERS = ("ticker/price", "ticker/24hr")
+"""Endpoints of the newest price, and of the last 24 hours."""
+
+MINI_TICKER = (
+    *("symbol", "openPrice", "highPrice", "lowPrice", "lastPrice", "volume", "quoteVolume", "openTime", "closeTime"),
+    *("firstId", "lastId", "count"),
+)
+"""Fields of ``ticker/24hr`` of spot with ``type=MINI``."""
+
 _PAIRS = ("indexPriceKlines", "continuousKlines")
 """Endpoints that take a pair in place of a symbol."""
 
@@ -103,11 +112,20 @@ def weight_of(market: Market, endpoint: str, parameters: Parameters) -> int:
         return 4 if spot else 20
     if endpoint == "historicalTrades":
         return 25 if spot else 20
-    if endpoint == "ticker/24hr" and "symbol" not in parameters:
-        return 80 if spot else 40
+    if endpoint in TICKERS:
+        return _ticker_weight(spot, endpoint, parameters)
     if endpoint == "exchangeInfo":
         return 20 if spot else 1
     return 1
+
+
+def _ticker_weight(spot: bool, endpoint: str, parameters: Parameters) -> int:
+    if "symbol" in parameters:
+        return 2 if spot else 1
+    if endpoint == "ticker/price":
+        return 4 if spot else 2
+    number = parameters["symbols"].count(",") + 1 if spot and "symbols" in parameters else 101
+    return 40 if not spot or 20 < number <= 100 else 2 if number <= 20 else 80
 
 
 # --- parameters --------------------------------------------------------------------------------------------------
@@ -174,6 +192,50 @@ def listed_name_in(parameters: Parameters, endpoint: str) -> str:
             -1100, f"Illegal characters found in parameter '{name}'; legal range is '^[\\w\\-._&&[^a-z]]{{1,50}}$'."
         )
     return symbol
+
+
+def listed_names_in(parameters: Parameters, market: Market) -> list[str] | None:
+    """Return the symbols of ``symbol``, or of spot's ``symbols``, which is a JSON list. None without either.
+
+    Raises:
+        Refusal: Both were sent, or no symbol can be written like one of them, or the list is not JSON.
+    """
+    if market is not Market.SPOT or "symbols" not in parameters:
+        return [listed_name_in(parameters, "")] if "symbol" in parameters else None
+    if "symbol" in parameters:
+        raise Refusal(-1128, "Combination of optional parameters invalid.")
+    try:
+        names = json.loads(parameters["symbols"])
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
+        raise Refusal(-1100, "Illegal characters found in parameter 'symbols'; it is a JSON list of symbols.")
+    return list(dict.fromkeys(listed_name_in({"symbol": one}, "") for one in names))
+
+
+def chosen_symbols(parameters: Parameters, market: Market, listed: Iterable[str]) -> list[str]:
+    """Return the symbols of a request for tickers: those that it names, those of cm's ``pair``, or all.
+
+    Raises:
+        Refusal: A symbol or a pair is not listed, or both were sent.
+    """
+    names = list(listed)
+    wanted = listed_names_in(parameters, market)
+    if market is Market.CM and "pair" in parameters:
+        if wanted is not None:
+            raise Refusal(-1128, "Combination of optional parameters invalid.")
+        found = [name for name in names if name.partition("_")[0] == parameters["pair"]]
+        if not found:
+            raise unknown_symbol("pair")
+        return found
+    if wanted is not None and not set(wanted) <= set(names):
+        raise unknown_symbol()
+    return names if wanted is None else wanted
+
+
+def is_single_ticker(parameters: Parameters, market: Market) -> bool:
+    """Return True if the answer to a request for tickers is an object. It is a list otherwise, and always in cm."""
+    return "symbol" in parameters and market is not Market.CM
 
 
 def symbol_name(endpoint: str) -> str:

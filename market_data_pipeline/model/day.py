@@ -37,10 +37,16 @@ DAMAGED, GONE = "damaged", "gone"
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """Cheap identity of a file's version: its size in bytes and its modification time in nanoseconds."""
+    """Cheap identity of a file's version.
+
+    Attributes:
+        bytes: Size in bytes.
+        version: Number that the store gives to each version of a file. Compare it for equality only. On disk it is the
+            modification time in nanoseconds.
+    """
 
     bytes: int
-    mtime_ns: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class DayRecord:
         final: True if the day is final. Not-listed days are final.
         rows: Rows in the file.
         bytes: Size of the file in bytes.
-        mtime_ns: Modification time of the file in nanoseconds. Time and size identify the file's version.
+        version: The store's number for the version of the file; see :class:`FileStat`.
         source: Sources of the rows, joined by ``+``.
         checksum: Status of the archive's checksum.
         archive_sha256: SHA-256 of the zip.
@@ -89,7 +95,7 @@ class DayRecord:
     final: bool = False
     rows: int = 0
     bytes: int = 0
-    mtime_ns: int = 0
+    version: int = 0
     source: str | None = None
     checksum: str | None = None
     archive_sha256: str | None = None
@@ -133,8 +139,8 @@ class DayRecord:
         return self.outcome == HELD and self.retry
 
     def matches_file(self, stat: FileStat) -> bool:
-        """Return True if the day is stored in a file of this size and modification time."""
-        return self.outcome == HELD and (self.bytes, self.mtime_ns) == (stat.bytes, stat.mtime_ns)
+        """Return True if the day is stored in a file of this size and version."""
+        return self.outcome == HELD and (self.bytes, self.version) == (stat.bytes, stat.version)
 
     def sha256_of(self, stored: DayFile) -> str | None:
         """Return the recorded SHA-256 of all bytes of the file that has the day's rows."""
@@ -469,7 +475,7 @@ def record_of(footer: Provenance, stat: FileStat, *, attempts: int = 1, file_sha
         final=footer.final,
         rows=footer.rows,
         bytes=stat.bytes,
-        mtime_ns=stat.mtime_ns,
+        version=stat.version,
         source="+".join(dict.fromkeys(part.source.value for part in footer.parts)) or None,
         checksum=archive.checksum.value if archive and archive.checksum else None,
         archive_sha256=archive.sha256 if archive else None,

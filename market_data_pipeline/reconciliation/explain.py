@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from market_data_pipeline import clock
-from market_data_pipeline.lake import parquet
-from market_data_pipeline.lake.regular_files import reading
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.findings import MISSING, OFF_GRID, Finding, Verdict
 from market_data_pipeline.model.reconciliation import Reason
@@ -193,7 +192,7 @@ def _edge(path: Path | None, columns: list[str], *, last: bool) -> Trades | None
     if path is None:
         return None
     try:
-        with reading(path) as opened, pq.ParquetFile(opened) as file:
+        with storage.open_file(path) as opened, pq.ParquetFile(opened) as file:
             groups = file.metadata.num_row_groups
             table = file.read_row_group(groups - 1 if last else 0, columns=columns) if groups else None
     except (OSError, pa.ArrowException) as error:

@@ -182,7 +182,7 @@ def compare(
 def _compared(layout: Layout, key: SeriesKey, days: Sequence[date], memory_mb: int) -> list[DayReconciled]:
     chosen = _chosen(_stored_sources(layout, key, days[0], days[-1]))
     found: list[DayReconciled] = []
-    with storage.temporary_folder(layout.root) as scratch:
+    with storage.temporary_folder(layout.local) as scratch:
         for source in sources_of(key):
             some = [day for day in days if chosen[day] == source]
             found += _compared_with(layout, key, source, some, memory_mb, scratch) if some else []
@@ -206,7 +206,7 @@ def _sides(layout: Layout, key: SeriesKey, source: SeriesKey, days: Sequence[dat
 
     def stored_file(day: date) -> Path | None:
         row, path = others.get(day), file_of(layout, source, day)
-        return path if row is not None and row.outcome == HELD and path.is_file() else None
+        return path if row is not None and row.outcome == HELD and storage.head(path) is not None else None
 
     return [
         DaySides(

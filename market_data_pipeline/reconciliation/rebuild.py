@@ -30,6 +30,7 @@ from market_data_pipeline.reconciliation.bars import (
 )
 from market_data_pipeline.reconciliation.explain import explain_bars
 from market_data_pipeline.sql.file_lists import as_pattern, quoted, read_parquet
+from market_data_pipeline.sql.object_files import attach_objects
 
 if TYPE_CHECKING:
     import duckdb
@@ -71,6 +72,7 @@ def reconcile_days(
     source = source or source_of(key)
     limits = {"memory_limit": f"{memory_mb}MB", "temp_directory": str(scratch or "")}
     with duckdb.connect(config={**limits, "preserve_insertion_order": False}) as connection:
+        attach_objects(connection, days[0].klines)
         connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
         contract_size = _rebuild(connection, key, source, days)
         candles = f"SELECT opened // {clock.US_PER_DAY} * {clock.US_PER_DAY}, count(*) FROM k GROUP BY 1"

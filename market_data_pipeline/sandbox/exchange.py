@@ -163,7 +163,9 @@ class ArchiveKey:
     @property
     def days(self) -> list[date]:
         """The days that the zip covers."""
-        count = monthrange(self.period.year, self.period.month)[1] if self.cadence == "monthly" else 1
+        if self.cadence == "daily":
+            return [self.period]
+        count = monthrange(self.period.year, self.period.month)[1]
         return [self.period + timedelta(n) for n in range(count)]
 
     @property
@@ -284,8 +286,9 @@ class Exchange(ABC):
             moment = datetime.combine(archive.period + timedelta(1), self.publish_at, UTC)
         else:
             moment = datetime.combine(archive.days[-1] + timedelta(3), time(12), UTC)
-        late = [f.days_late for f in self._faults_of(archive) if isinstance(f, LateArchive) and _touches(f, archive)]
-        return moment + timedelta(max(late, default=0))
+        faults = self._faults_of(archive)
+        late = [f.days_late for f in faults if isinstance(f, LateArchive) and _touches(f, archive)] if faults else ()
+        return moment + timedelta(max(late)) if late else moment
 
     def _is_changed(self, archive: ArchiveKey) -> bool:
         return bool(_changes(archive, self._faults_of(archive), self.now()))
@@ -401,7 +404,8 @@ def _changes(archive: ArchiveKey | None, faults: Sequence[DataFault], now: datet
     changes: list[object] = []
     if archive is None or not faults:
         return ()
-    first, last = (datetime.combine(day, time(0), UTC) for day in (archive.days[0], archive.days[-1] + timedelta(1)))
+    days = archive.days
+    first, last = (datetime.combine(day, time(0), UTC) for day in (days[0], days[-1] + timedelta(1)))
     for fault in faults:
         if isinstance(fault, ReplacedArchive) and _touches(fault, archive):
             changes.append((fault, fault.at <= now))
@@ -618,8 +622,9 @@ class GeneratedExchange(Exchange):
         last = last_day(market, data_type)
         days = tuple(day for day in self._listed_days(listed, listed.first_archived) if day <= last)
         archives = _archives_of(series, cadence, days)
-        # Without faults, only the last few can be unpublished.
-        uncertain = archives if self.faults.of_data(str(series)) else archives[-3:]
+        # Only the last few can be unpublished, unless some are late.
+        some_late = any(isinstance(fault, LateArchive) for fault in self.faults.of_data(str(series)))
+        uncertain = archives if some_late else archives[-3:]
         published = [*archives[: len(archives) - len(uncertain)], *(a for a in uncertain if self._published(a[0]))]
         return [name for _, stem in published for name in (stem, f"{stem}.CHECKSUM")]
 

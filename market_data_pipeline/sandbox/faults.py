@@ -446,24 +446,29 @@ class Faults:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: tuple[_Active, ...] = ()
+        self._activate(())
+
+    def _activate(self, entries: tuple[_Active, ...]) -> None:
+        self._entries = entries
+        # After the entries: who finds this dictionary finds them, too. A listing looks up the faults of each file.
+        self._data_faults: dict[str, tuple[DataFault, ...]] = {}
 
     def add(self, fault: F) -> F:
         """Activate a fault and return it."""
         times = fault.times if isinstance(fault, AnswerFault) else None
         with self._lock:
-            self._entries = (*self._entries, _Active(fault, times))
+            self._activate((*self._entries, _Active(fault, times)))
         return fault
 
     def remove(self, fault: Fault) -> None:
         """Remove a fault. Do nothing if it is not active."""
         with self._lock:
-            self._entries = tuple(entry for entry in self._entries if entry.fault != fault)
+            self._activate(tuple(entry for entry in self._entries if entry.fault != fault))
 
     def clear(self) -> None:
         """Remove all faults."""
         with self._lock:
-            self._entries = ()
+            self._activate(())
 
     def __iter__(self) -> Iterator[Fault]:
         return (entry.fault for entry in self._entries)
@@ -501,4 +506,8 @@ class Faults:
 
     def of_data(self, series: str) -> tuple[DataFault, ...]:
         """Return the data faults of a series."""
-        return tuple(f for f in self if isinstance(f, DataFault) and f.concerns(series))
+        known = self._data_faults
+        found = known.get(series)
+        if found is None:
+            found = known[series] = tuple(f for f in self if isinstance(f, DataFault) and f.concerns(series))
+        return found

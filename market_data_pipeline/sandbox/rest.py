@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -24,6 +24,7 @@ from market_data_pipeline.sandbox.exchange import Exchange
 from market_data_pipeline.sandbox.forms import FORMS
 from market_data_pipeline.sandbox.generator import moment_us
 from market_data_pipeline.sandbox.rows import Rows
+from market_data_pipeline.sandbox.tickers import tickers
 
 STATISTICS_DAYS = 30
 """Days back to which statistics reach."""
@@ -53,7 +54,8 @@ def answer(
     Args:
         exchange: the source of the rows.
         market: the API that receives the request.
-        endpoint: ``klines``, ``aggTrades``, ``fundingRate``, ``exchangeInfo``, ``time`` or ``ping``.
+        endpoint: ``klines``, ``aggTrades``, ``historicalTrades``, ``fundingRate``, ``ticker/price``, ``exchangeInfo``,
+            ``time``, ``ping`` and so on.
         parameters: the query.
         microseconds: True if the request has the header ``X-MBX-TIME-UNIT: MICROSECOND``. Futures ignore it.
     """
@@ -70,6 +72,10 @@ def answer(
                 payload = _funding_rates(exchange, market, parameters, limit)
             case statistic if statistic in dialect.STATISTICS:
                 payload = _statistics(exchange, endpoint, parameters, limit)
+            case "historicalTrades":
+                payload = _trades(exchange, market, parameters, limit, divisor)
+            case ticker if ticker in dialect.TICKERS:
+                payload = tickers(exchange, market, endpoint, parameters)
             case "exchangeInfo":
                 payload = _exchange_info(exchange, market, parameters, divisor)
             case "time":
@@ -170,6 +176,32 @@ def _agg_trades(
     return [_agg_trade(r, market, divisor) for r in rows]
 
 
+def _trades(
+    exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int, divisor: int
+) -> list[dict[str, Any]]:
+    """Return single trades from an id on, or the newest. Unlike Binance, it requires no key in futures."""
+    series = _series(exchange, market, parameters, DataType.TRADES, "historicalTrades")
+    from_id = dialect.number_in(parameters, "fromId")
+    if from_id is None:
+        rows = _newest(exchange, series, moment_us(exchange.now()), limit)
+    else:
+        days = exchange.days(series)
+        first = bisect_left(days, from_id, key=lambda day: _last_id(exchange, series, day))
+        rows = _rows_from_id(exchange, series, days[first:], from_id, limit)
+    value = "baseQty" if market is Market.CM else "quoteQty"
+    return [
+        {"id": int(r[0]), "price": r[1], "qty": r[2], value: r[3], "time": int(r[4]) // divisor}
+        | {"isBuyerMaker": r[5].lower() == "true"}
+        | ({"isBestMatch": r[6].lower() == "true"} if market is Market.SPOT else {})
+        for r in rows
+    ]
+
+
+def _last_id(exchange: Exchange, series: SeriesKey, day: date) -> int:
+    ids = exchange.rows(series, day, "rest").ids
+    return int(ids[-1]) if ids is not None and len(ids) else -1
+
+
 def _funding_rates(
     exchange: Exchange, market: Market, parameters: Mapping[str, str], limit: int
 ) -> list[dict[str, Any]]:
@@ -232,9 +264,16 @@ def _from_id(exchange: Exchange, series: SeriesKey, from_id: int, limit: int) ->
     day = exchange.day_of_agg_trade(series, from_id)
     if day is None:
         return []
-    days, found = exchange.days(series), list[list[str]]()
-    for at in range(bisect_left(days, day), len(days)):
-        rows = exchange.rows(series, days[at], "rest")
+    days = exchange.days(series)
+    return _rows_from_id(exchange, series, days[bisect_left(days, day) :], from_id, limit)
+
+
+def _rows_from_id(
+    exchange: Exchange, series: SeriesKey, days: Iterable[date], from_id: int, limit: int
+) -> list[list[str]]:
+    found = list[list[str]]()
+    for day in days:
+        rows = exchange.rows(series, day, "rest")
         ids = rows.ids
         low = int(np.searchsorted(ids, from_id, "left")) if ids is not None else 0
         found += rows.fields(low, low + limit - len(found))

@@ -33,7 +33,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from market_data_pipeline.errors import UsageError
-from market_data_pipeline.model.binance_dialect import CANDLES, PREFIXES, STATISTICS, STATISTICS_PREFIX, weight_of
+from market_data_pipeline.model.binance_dialect import (
+    CANDLES,
+    PREFIXES,
+    STATISTICS,
+    STATISTICS_PREFIX,
+    TICKERS,
+    weight_of,
+)
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox.exchange import Exchange, GeneratedExchange, ServedFile, etag_of_wrong
 from market_data_pipeline.sandbox.faults import (
@@ -62,7 +69,7 @@ _MOST_UNSENT = 1 << 22
 _TICK_SECONDS = 0.1
 """Interval at which the server updates the date in its answers and checks for Ctrl-C."""
 
-_ENDPOINTS = ("aggTrades", "fundingRate", "exchangeInfo", "time", "ping")
+_ENDPOINTS = ("aggTrades", "historicalTrades", "fundingRate", *TICKERS, "exchangeInfo", "time", "ping")
 _URL_SETTINGS = (
     "MARKET_DATA_VISION_URL",
     "MARKET_DATA_VISION_LISTING_URL",
@@ -202,8 +209,8 @@ def _listing_route(site: Site) -> Route:
 
 def _rest_routes(site: Site) -> list[Route]:
     async def rest(request: HttpRequest) -> Response:
-        prefix, _, endpoint = request.url.path.rpartition("/")
-        market = PREFIXES.get(prefix, Market.UM)
+        prefix = next((one for one in PREFIXES if request.url.path.startswith(f"{one}/")), STATISTICS_PREFIX)
+        market, endpoint = PREFIXES.get(prefix, Market.UM), request.url.path.removeprefix(f"{prefix}/")
         fine = request.headers.get("X-MBX-TIME-UNIT", "").upper() == "MICROSECOND"
         parameters = dict(request.query_params)
         request.scope["weight"] = weight = weight_of(market, endpoint, parameters)

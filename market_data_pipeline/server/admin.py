@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from functools import cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -51,6 +52,7 @@ _Chosen = Annotated[list[str], Depends(_selection)]
 """Options of a command that select the series of a request."""
 
 
+@cache
 def admin_routes() -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/api/v1/admin", tags=["admin"], dependencies=[Depends(_with_key)])

@@ -46,6 +46,7 @@ class EncodedAnswer:
         lasting: Its rows never change.
         expires: Unix time after which it is computed again. None means while the lake stays as it is.
         origins: Rows by where they were read.
+        whole: Nothing is missing that could be fetched.
     """
 
     body: bytes
@@ -56,6 +57,7 @@ class EncodedAnswer:
     expires: float | None
     headers: tuple[tuple[str, str], ...] = ()
     origins: tuple[tuple[str, int], ...] = ()
+    whole: bool = True
 
 
 class AnswerCache:

@@ -20,15 +20,16 @@ from starlette.responses import Response
 from market_data_pipeline import __version__
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
 from market_data_pipeline.hosts import is_own_host, is_own_origin, parse_host
+from market_data_pipeline.server import documented
 from market_data_pipeline.server.admin import admin_routes
 from market_data_pipeline.server.answers import respond
 from market_data_pipeline.server.binance.routes import binance_routes, is_binance_path, refusal_of, refused
 from market_data_pipeline.server.binance.sockets import BinanceSockets, deny
-from market_data_pipeline.server.event_stream import EVENT_TYPE, TRANSPORT, stream_routes
+from market_data_pipeline.server.event_stream import EVENT_TYPE, stream_routes
 from market_data_pipeline.server.jobs import ServerJobs
 from market_data_pipeline.server.live_hub import LiveHub
 from market_data_pipeline.server.market import answer_at_once, market_routes
-from market_data_pipeline.server.page import PAGE_PATHS, page_routes
+from market_data_pipeline.server.page import is_page_path, page_routes
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
 from market_data_pipeline.server.rows import LakeSource, RowSource
 from market_data_pipeline.server.series import series_routes
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
-"""Paths that never need a key, apart from the page: a load balancer has none."""
+"""Paths that never need a key, apart from the pages: a load balancer has none."""
 
 _DESCRIPTION = """\
 Rows of Binance's history from the lake of market-data-pipeline. Every answer names the final rows and the missing
@@ -86,15 +87,17 @@ def build_app(
         middleware.append(
             Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET"], expose_headers=["*"])
         )
-    app = FastAPI(
+    app = _App(
         title="market-data-pipeline",
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
         middleware=middleware,
+        docs_url=None,  # page.py has it, with scripts of this server
         redoc_url=None,
     )
     app.state.server = state
+    # Most routes know nothing of an app, so the apps of a process share them: FastAPI takes 0.2 s to make them.
     for routes in _ROUTES:
         app.include_router(routes())
     app.router.routes.extend(binance_routes())
@@ -104,6 +107,16 @@ def build_app(
 
 
 _ROUTES = (page_routes, market_routes, stream_routes, series_routes, system_routes, admin_routes, sql_routes)
+
+
+class _App(FastAPI):
+    """Documents the API key, too."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document."""
+        if self.openapi_schema is None:
+            self.openapi_schema = documented.with_keys(super().openapi())
+        return self.openapi_schema
 
 
 class Doorkeeper:
@@ -131,7 +144,6 @@ class Doorkeeper:
             return
         begun, status, route = time.perf_counter(), 500, ""
         answered: float | None = None
-        scope[TRANSPORT] = getattr(getattr(send, "__self__", None), "transport", None)
 
         async def noted(message: Message) -> None:
             nonlocal status, answered
@@ -188,8 +200,7 @@ class Doorkeeper:
         if headers.get("sec-fetch-site") == "cross-site" and not (is_visit or "origin" in headers):
             raise ProblemError(ProblemKind.FOREIGN, "Requests from other sites are refused.")
         path = scope["path"]
-        is_open = path in OPEN_PATHS or path == PAGE_PATHS[0] or path.startswith(PAGE_PATHS[1])
-        if self._state.key_for_all and not is_open:
+        if self._state.key_for_all and path not in OPEN_PATHS and not is_page_path(path):
             self._state.need_key(HTTPConnection(scope))
 
 

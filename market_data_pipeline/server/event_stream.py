@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -53,6 +54,8 @@ COMMENT = b":\n\n"
 """A line that clients ignore. It shows that a connection is alive."""
 _RETRY_MS = 2_000
 """Time after which a browser connects again."""
+_END_SECONDS = 3.0
+"""Time in which a client must take the last event."""
 _TRADES_SPAN = timedelta(hours=1)
 """Time for which missed trades are sent again."""
 _ROWS = 1_000
@@ -65,6 +68,7 @@ TRANSPORT = "market_data.transport"
 """Name in the scope of the connection's transport, to end a connection that does not read."""
 
 
+@cache
 def stream_routes() -> APIRouter:
     """Return a route for each data type that the feed has."""
     router = APIRouter(prefix="/api/v1/market/stream", tags=["market"])
@@ -200,8 +204,6 @@ class EventAnswer(Response, ABC):
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if client.ending is Ending.SLOW and (transport := scope.get(TRANSPORT)) is not None:
-                transport.abort()
         finally:
             for task in tasks:
                 task.cancel()
@@ -209,10 +211,13 @@ class EventAnswer(Response, ABC):
         for error in ended:
             if isinstance(error, Exception) and not isinstance(error, OSError):  # a client that is gone
                 raise error
-        if client.ending is not None:
-            with suppress(OSError, RuntimeError):
-                body = event_text("end", {"reason": client.ending.reason})
-                await send({"type": "http.response.body", "body": body})
+        if client.ending is not None and (client.ending is Ending.SLOW or not await _said(client.ending, send)):
+            transport = scope.get(TRANSPORT)
+            if transport is not None:
+                transport.abort()  # to close it would wait until the client reads
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_END_SECONDS):
+                        await _gone(receive)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -273,6 +278,18 @@ class RowEvents(EventAnswer):
                 return
             wanted = replace(wanted, start=page.position.time, skip=page.position.skip)
         yield _gap(wanted.start or begin, clock.naive_utc(clock.now()), "too many rows: read them")
+
+
+async def _said(ending: Ending, send: Send) -> bool:
+    """Send the reason of an end. Return False if the client does not take it in time."""
+    body = event_text("end", {"reason": ending.reason})
+    try:
+        async with asyncio.timeout(_END_SECONDS):
+            with suppress(OSError, RuntimeError):
+                await send({"type": "http.response.body", "body": body})
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _gone(receive: Receive) -> None:

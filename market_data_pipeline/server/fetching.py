@@ -30,12 +30,25 @@ class Fetched:
         again: Read the page again: days were stored.
         notes: Sentences for the answer.
         headers: Headers for the answer.
+        asked: The page needed a request to the exchange.
     """
 
     page: RowsPage
     again: bool = False
     notes: list[str] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+    asked: bool = False
+
+    def origins(self, page: RowsPage) -> tuple[tuple[str, int], ...]:
+        """Return the origins of the rows of a page that was read after the fetch.
+
+        Rows that the page before it did not have came from the exchange.
+        """
+        if not self.asked:
+            return page.origins
+        new, left = max(0, page.table.num_rows - self.page.table.num_rows), dict(page.origins)
+        left["lake"] = max(0, left.get("lake", 0) - new)
+        return (*left.items(), ("exchange", new))
 
 
 async def complete(state: ServerState, series: SeriesKey, page: RowsPage, *, force: bool) -> Fetched:
@@ -62,11 +75,12 @@ async def complete(state: ServerState, series: SeriesKey, page: RowsPage, *, for
     try:
         await asyncio.wait_for(job.done.wait(), DEADLINE_SECONDS)
     except TimeoutError:
-        return Fetched(_being_fetched(page, first, last), notes=[*notes, _follow(job)], headers=_RETRY_AFTER)
-    state.numbers.served([("exchange", 0)])
+        page = _being_fetched(page, first, last)
+        return Fetched(page, notes=[*notes, _follow(job)], headers=_RETRY_AFTER, asked=True)
     if job.status is JobStatus.FAILED:
-        return Fetched(page, True, [*notes, f"Some days could not be fetched. {job.errors.strip()[-300:]}"])
-    return Fetched(page, True, notes)
+        text = f"Some days could not be fetched. {job.errors.strip()[-300:]}"
+        return Fetched(page, True, [*notes, text], asked=True)
+    return Fetched(page, True, notes, asked=True)
 
 
 async def collected_series(state: ServerState, wanted: PageRequest) -> SeriesKey | None:

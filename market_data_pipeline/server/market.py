@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import replace
-from types import MappingProxyType
+from functools import cache
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -59,6 +59,7 @@ _Interval = Annotated[
 ]
 
 
+@cache
 def market_routes() -> APIRouter:
     """Return the routes of all data types."""
     router = APIRouter(prefix="/api/v1/market", tags=["market"])
@@ -219,24 +220,29 @@ async def answer_rows(
                 ProblemKind.BAD_TOKEN, "page_token needs start_time: without it, the newest rows are one page."
             )
     key = (name, wanted.limit, wanted.columns, wanted.include_forming, token_text, follow_latest, encoding)
-    if chosen is Strategy.CACHE_ONLY:
+    if chosen is not Strategy.FORCE_FRESH and chosen is Strategy(state.settings.serve_cache_strategy):
         state.parsed[raw_name(request.scope)] = (wanted, series, key)
     fingerprint = state.source.fingerprint(series)
     stamp = _stamp(state, wanted, series, fingerprint)
     answer = None
-    if chosen is Strategy.CACHE_ONLY:
-        answer = state.answers.get(key, stamp)
+    if chosen is not Strategy.FORCE_FRESH:
+        answer = _if_enough(state.answers.get(key, stamp), chosen)
     if answer is None:
 
         async def make() -> EncodedAnswer:
             made = await _made(state, wanted, series, fingerprint, encoding, query, token, chosen, follow_latest)
-            if chosen is Strategy.CACHE_ONLY:
+            if chosen is Strategy.CACHE_ONLY or (chosen is Strategy.AUTO and made.whole):
                 state.answers.put(key, stamp, made)
             return made
 
         answer = await state.shared.run((key, stamp, chosen), make)
     state.numbers.served(answer.origins)
     return answers.respond(request.headers.get("if-none-match"), answer, private=state.key_for_all)
+
+
+def _if_enough(answer: EncodedAnswer | None, strategy: Strategy) -> EncodedAnswer | None:
+    """Return a cached answer, but None if a fetch could complete it, and the strategy is to fetch."""
+    return answer if answer is None or answer.whole or strategy is Strategy.CACHE_ONLY else None
 
 
 def raw_name(scope: Mapping[str, Any]) -> tuple[object, ...]:
@@ -258,7 +264,8 @@ def answer_at_once(state: ServerState, scope: Mapping[str, Any]) -> EncodedAnswe
     if state.source.known_series(wanted) != series:
         return None
     stamp = _stamp(state, wanted, series, state.source.fingerprint(series))
-    return state.answers.get(key, stamp, count_miss=False)
+    found = state.answers.get(key, stamp, count_miss=False)
+    return _if_enough(found, Strategy(state.settings.serve_cache_strategy))
 
 
 def _stamp(state: ServerState, wanted: PageRequest, series: SeriesKey, fingerprint: str) -> Hashable:
@@ -280,9 +287,6 @@ def permitted(request: Request, state: ServerState, strategy: Strategy | None) -
         f"cache_strategy={strategy} spends the request limit of the exchange, so this server needs an API key for it. "
         "Send a key, or start the server with --cache-strategy auto.",
     )
-
-
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 async def _made(
@@ -308,7 +312,7 @@ async def _made(
                 raise
             return empty_page(page, series)  # it is fetched now
 
-    def build(page: RowsPage, notes: Sequence[str] = (), headers: Mapping[str, str] = _NO_HEADERS) -> EncodedAnswer:
+    def build(page: RowsPage, fetched: fetching.Fetched | None = None) -> EncodedAnswer:
         following = None
         if page.position is not None:
             known = token.last_day.date() if token is not None else None
@@ -324,7 +328,7 @@ async def _made(
             "start": iso(page.first),
             "end": iso(page.until if page.position is not None or wanted.end is not None else None),
             **facts_of(page),
-            "notes": [*notes],
+            "notes": fetched.notes if fetched is not None else [],
             "next_page_token": following.encoded() if following is not None else None,
             "time_unit": "us",
         }
@@ -338,14 +342,20 @@ async def _made(
             growing=not page.final,
             fleeting=wanted.include_forming,
         )
-        return replace(made, headers=(*_headers(facts).items(), *headers.items()), origins=page.origins)
+        more = fetched.headers if fetched is not None else {}
+        return replace(
+            made,
+            headers=(*_headers(facts).items(), *more.items()),
+            origins=fetched.origins(page) if fetched is not None else page.origins,
+            whole=page.is_whole and (fetched is None or not (fetched.asked or fetched.notes)),
+        )
 
     if strategy is Strategy.CACHE_ONLY:
         return await state.workers.run(lambda: build(read()))
     page = await state.workers.run(read)
     fetched = await fetching.complete(state, series, page, force=strategy is Strategy.FORCE_FRESH)
     page = await state.workers.run(read) if fetched.again else fetched.page
-    return await state.workers.run(lambda: build(page, fetched.notes, fetched.headers))
+    return await state.workers.run(lambda: build(page, fetched))
 
 
 def _check_unchanged(

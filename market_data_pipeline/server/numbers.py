@@ -14,8 +14,8 @@ from market_data_pipeline.server.answers import AnswerCache
 
 _SECONDS = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.125, 0.25, 0.5, 1, 2, 5, 10)
 
-SOURCES = ("hot", "lake", "exchange")
-"""Where rows are read: the window of live rows, the lake, or the exchange."""
+SOURCES = ("lake", "hot", "exchange")
+"""Where rows are read, the nearest first: the lake, the live rows, or the exchange."""
 
 
 class Numbers:
@@ -47,12 +47,14 @@ class Numbers:
         self._seconds.labels(route).observe(seconds)
 
     def served(self, origins: Iterable[tuple[str, int]]) -> None:
-        """Count a request for rows, and the rows by source."""
+        """Count a request for rows once, by the farthest of its sources, and its rows by source."""
+        farthest = SOURCES[0]
         for source, rows in origins:
-            self.requests[source] += 1
+            farthest = max(farthest, source, key=SOURCES.index)
             self.rows[source] += rows
-            self._sourced.labels(source).inc()
             self._rows.labels(source).inc(rows)
+        self.requests[farthest] += 1
+        self._sourced.labels(farthest).inc()
 
     def watch(self, answers: AnswerCache) -> None:
         """Report the size of a cache of answers, too."""
@@ -65,7 +67,8 @@ class Numbers:
     def stats(self, answers: AnswerCache) -> dict[str, object]:
         """Return the numbers of ``cache-stats``.
 
-        The hit rate is the share of requests, or of rows, that needed no request to the exchange.
+        The hit rate is the share of requests, or of rows, that needed no request to the exchange. A request whose rows
+        were still being fetched when it was answered needed one.
         """
         return {
             "requests": {source: self.requests[source] for source in SOURCES},

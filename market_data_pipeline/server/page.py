@@ -1,6 +1,6 @@
-"""The page for people at ``/``: HTML, style and scripts from this folder. The data comes from the routes of the API.
+"""The pages for people: ``/``, and the routes at ``/docs``. Their files come from this folder, their data from the API.
 
-The page sends requests to this server alone: its Content-Security-Policy allows nothing else, and no script or style
+They send requests to this server alone: their Content-Security-Policy allows nothing else, and no script or style
 inside the HTML.
 """
 
@@ -16,13 +16,14 @@ from starlette.responses import Response
 from market_data_pipeline.coverage.calendar import LOOKS
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
 
-PAGE_PATHS = ("/", "/static/")
-"""Path of the page, and begin of the paths of its files. They have no data, so they need no key."""
+_PAGES = {"/": "index.html", "/docs": "docs.html"}
+_OPEN = frozenset({*_PAGES, "/openapi.json"})
 
 _STATIC = Path(__file__).with_name("static")
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
@@ -35,10 +36,18 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+_POLICY = "Content-Security-Policy"
+_OF_DOCS = {_POLICY: _HEADERS[_POLICY].replace("img-src 'self'", "img-src 'self' data:")}
+"""Swagger UI has its icons in its style."""
+
+
+def is_page_path(path: str) -> bool:
+    """Return True if a path needs no key, because it has no data: a page, a file of one, or the list of routes."""
+    return path in _OPEN or path.startswith("/static/")
 
 
 def page_routes() -> APIRouter:
-    """Return the routes of the page and of its files."""
+    """Return the routes of the pages and of their files."""
     router = APIRouter(include_in_schema=False)
     files = {name: (kind, body, f'"{hashlib.sha256(body).hexdigest()[:32]}"') for name, kind, body in _files()}
 
@@ -46,14 +55,16 @@ def page_routes() -> APIRouter:
         if name not in files:
             raise ProblemError(ProblemKind.UNKNOWN, f"There is no file {ascii(name)[:100]}.")
         kind, body, etag = files[name]
-        headers = {**_HEADERS, "ETag": etag}
+        headers = {**_HEADERS, **(_OF_DOCS if name == _PAGES["/docs"] else {}), "ETag": etag}
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers=headers)
         return Response(body, media_type=kind, headers=headers)
 
-    @router.api_route("/", methods=["GET", "HEAD"])
     async def page(request: Request) -> Response:
-        return answer(request, "index.html")
+        return answer(request, _PAGES[request.url.path])
+
+    for path in _PAGES:
+        router.add_api_route(path, page, methods=["GET", "HEAD"])
 
     @router.api_route("/static/{name:path}", methods=["GET", "HEAD"])
     async def static(request: Request, name: str) -> Response:

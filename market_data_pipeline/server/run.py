@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from market_data_pipeline.server.event_stream import TRANSPORT
 
 MOST_HEAD_BYTES = 65_536
 """Most bytes of a request's line and headers."""
@@ -32,11 +37,26 @@ MOST_FRAGMENTS = 64
 
 _MOST_CONNECTIONS = 512
 _END_SECONDS = 10
+_IDLE_SECONDS = 30
+"""Time after which an idle connection is closed. Clients that poll every few seconds stay connected."""
 
 
 def run_server(app: FastAPI, host: str, port: int) -> None:
     """Serve an app until Ctrl-C or SIGTERM. Then finish the requests that are being answered, and stop all jobs."""
+    _leave_pandas_out()
     _Server(_config(app, host, port), app).run()
+
+
+def _leave_pandas_out() -> None:
+    """Make pandas unavailable in this process. Arrow imports it for the first value: 50 MB that no route needs."""
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _WithoutPandas())
+
+
+class _WithoutPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002 - the form
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is left out of this process.", name=fullname)
 
 
 @contextmanager
@@ -55,7 +75,7 @@ def serving(app: FastAPI) -> Iterator[str]:
 
 def _config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
+        _with_transport(app),
         host=host,
         port=port,
         http=protocol(),
@@ -65,12 +85,24 @@ def _config(app: FastAPI, host: str, port: int) -> uvicorn.Config:
         limit_concurrency=_MOST_CONNECTIONS,
         h11_max_incomplete_event_size=MOST_HEAD_BYTES,
         timeout_graceful_shutdown=_END_SECONDS,
+        timeout_keep_alive=_IDLE_SECONDS,
         ws=socket_protocol() or "none",
         ws_max_size=MOST_FRAME_BYTES,
         ws_ping_interval=20.0,
         ws_ping_timeout=60.0,
         ws_per_message_deflate=False,
     )
+
+
+def _with_transport(app: ASGIApp) -> ASGIApp:
+    """Return an app that finds the transport of a connection in its scope, to abort one that does not read."""
+
+    async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope[TRANSPORT] = getattr(getattr(send, "__self__", None), "transport", None)
+        await app(scope, receive, send)
+
+    return outermost
 
 
 class _Ending(uvicorn.Server):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import date, datetime, timedelta
+from functools import cache
 from typing import Annotated, Any
 
 import orjson
@@ -47,6 +48,7 @@ _LATE_DAYS = 1
 """Days by which a current series may be behind yesterday: an archive appears up to a day after its day."""
 
 
+@cache
 def series_routes() -> APIRouter:
     """Return the routes."""
     router = APIRouter(prefix="/api/v1/system", tags=["system"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 _MB = 1_000_000
@@ -34,10 +33,11 @@ def answer_query(asked: dict[str, Any]) -> NoReturn:
     from market_data_pipeline.client.session import Limits, Views
     from market_data_pipeline.errors import MarketDataError, QueryLimitError
     from market_data_pipeline.lake.layout import Layout
+    from market_data_pipeline.model.places import place_of
 
     out: Any = sys.stdout.buffer
     _limit_memory(int(asked["memory_mb"]) + _BESIDE_DUCKDB_MB)
-    views = Views(Layout(Path(asked["root"])), Limits(asked["memory_mb"], asked["disk_mb"], asked["seconds"]))
+    views = Views(Layout(place_of(asked["root"])), Limits(asked["memory_mb"], asked["disk_mb"], asked["seconds"]))
     limit = int(asked["limit"])
     out.write(READY)
     out.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake.feed_status import FeedState, feed_state
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.partitions import known_series
+from market_data_pipeline.model.places import local_of
 from market_data_pipeline.model.states import DayState
 from market_data_pipeline.server import documented
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
@@ -32,6 +34,7 @@ _MOST_OPEN = 20
 """Most open gaps of a series in the health of the data, newest first."""
 
 
+@cache
 def system_routes() -> APIRouter:
     """Return the routes."""
     router = APIRouter(tags=["system"])
@@ -47,7 +50,7 @@ def system_routes() -> APIRouter:
     )
     async def ready(request: Request) -> Response:
         settings = state_of_app(request).settings
-        if not os.access(settings.root, os.R_OK | os.X_OK):
+        if not os.access(local_of(settings.root), os.R_OK | os.X_OK):
             raise ProblemError(
                 ProblemKind.BUSY, "The data folder is not readable. Check MARKET_DATA_DIR and its permissions."
             )

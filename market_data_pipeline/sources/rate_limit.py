@@ -1,7 +1,8 @@
 """Weight budget of REST: one per host for all processes of a machine, because Binance counts per IP address.
 
 Processes share a SQLite file of spent weight, Binance's own count (``X-MBX-USED-WEIGHT-1M``), pauses (429) and bans
-(418). Records that contradict this machine's clock are dropped. Sending requests does not belong here (``http.py``).
+(418). A team shares them in PostgreSQL, by public address. Records that contradict the clock are dropped. Sending
+requests does not belong here (``http.py``).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from market_data_pipeline.errors import HostOffError
 from market_data_pipeline.model.waits import Stop, Wait, as_duration
-from market_data_pipeline.settings import PREFIX
+from market_data_pipeline.settings import PREFIX, load_settings
+from market_data_pipeline.team.current import current_team
+from market_data_pipeline.team.session import TeamSession
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +123,65 @@ def private(folder: Path) -> Path:
 # --- the budget ------------------------------------------------------------------------------------------------------
 
 
+class BudgetFacts(Protocol):
+    """Facts of a host within a transaction."""
+
+    def drop_implausible(self, now: float, limit: int, seconds: float) -> None:
+        """Delete records that expired, are not numbers, or lie in the future (written under a wrong clock)."""
+
+    def heard(self, what: str) -> float:
+        """Return the value that the host reported last, or 0."""
+
+    def hear(self, what: str, at: float, value: float) -> None:
+        """Record what the host reported."""
+
+    def spent(self) -> list[tuple[float, int]]:
+        """Return the times and weights of requests, oldest first."""
+
+    def spend(self, at: float, weight: int) -> None:
+        """Record a request."""
+
+
+class BudgetRecord(Protocol):
+    """Record that processes share."""
+
+    def now(self) -> float:
+        """Return the seconds since 1970 by the clock that all processes of this record share."""
+
+    def change(self, work: Callable[[BudgetFacts], _T]) -> _T:
+        """Call ``work`` in its own transaction, and return its result."""
+
+    def close(self) -> None:
+        """Close the record."""
+
+
+def budget_record(host: str, folder: Path | None) -> BudgetRecord:
+    """Return the record of a host: in the team's PostgreSQL, or in a folder of this user (None: the usual one).
+
+    Raises:
+        HostOffError: The folder is not private, or its files are unusable.
+    """
+    team = current_team()
+    if team is not None:
+        return _TeamRecord(team, f"{load_settings().rest_address}/{host}")
+    folder = folder or shared_folder()
+    try:
+        path = private(folder) / f"{re.sub(r'[^A-Za-z0-9.-]', '_', host)}.weight.sqlite"
+    except OSError as error:
+        raise HostOffError(
+            f"The REST budget folder {folder} is unusable ({error.strerror or error}). "
+            f"Set {PREFIX}BUDGET_DIR to a folder of your own."
+        ) from error
+    return _Record(path)
+
+
 class WeightBudget:
     """Weight budget of a host, or of hosts that Binance counts together.
 
     Args:
         per_minute: Binance's weight limit per minute for one address.
         share: Part of the limit that all processes together may use.
+        folder: Folder of the record on one machine. None means the usual one.
         patience: Longest recorded pause to wait for, in seconds.
         seconds: Length of the limit's span, if it is not a minute.
 
@@ -138,26 +194,18 @@ class WeightBudget:
         host: str,
         per_minute: int,
         share: float,
-        folder: Path,
+        folder: Path | None,
         stop: Stop | None = None,
         patience: float = math.inf,
         seconds: float = _MINUTE,
     ) -> None:
-        stem = re.sub(r"[^A-Za-z0-9.-]", "_", host)
         self._host = host
         self._limit = per_minute
         self._seconds = seconds
         self.ours = max(1, int(per_minute * share))
         self._stop = stop or Stop()
         self._patience = patience
-        try:
-            path = private(folder) / f"{stem}.weight.sqlite"
-        except OSError as error:
-            raise HostOffError(
-                f"The REST budget folder {folder} is unusable ({error.strerror or error}). "
-                f"Set {PREFIX}BUDGET_DIR to a folder of your own."
-            ) from error
-        self._record = _Record(path)
+        self._record = budget_record(host, folder)
 
     def acquire(self, weight: int, refuse: Callable[[], None] = lambda: None) -> None:
         """Wait until a request of this weight may be sent.
@@ -180,19 +228,19 @@ class WeightBudget:
 
     def _take(self, weight: int) -> tuple[float, str] | None:
         """Record weight as spent, or return the seconds to wait and the reason."""
-        now = time.time()
+        now = self._record.now()
 
-        def take(record: sqlite3.Connection) -> tuple[float, str] | None:
-            _drop_implausible(record, now, self._limit, self._seconds)
-            if (pause := _heard(record, PAUSE) - now) > self._patience:
+        def take(record: BudgetFacts) -> tuple[float, str] | None:
+            record.drop_implausible(now, self._limit, self._seconds)
+            if (pause := record.heard(PAUSE) - now) > self._patience:
                 raise HostOffError(
                     f"{self._host} (REST) requested a pause with {as_duration(pause)} left, longer than "
                     f"{PREFIX}REST_PAUSE_SECONDS ({self._patience:g}). Days from the archive continue."
                 )
             if pause > 0:
                 return pause, f"it requested a pause, {as_duration(pause)} left"
-            used = _heard(record, USED)
-            spent = record.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
+            used = record.heard(USED)
+            spent = record.spent()
             if used and used + weight > self._limit * _NEARLY:
                 reason = f"this address used {used:.0f} of the {self._limit} weight per minute"
                 return max(_MINUTE - now % _MINUTE, 0.001), reason
@@ -201,7 +249,7 @@ class WeightBudget:
                     f"your processes used {sum(one for _, one in spent)} of their {self.ours} {self._unit} "
                     f"({PREFIX}WEIGHT_SHARE)"
                 )
-            record.execute("INSERT INTO spent VALUES (?, ?)", (now, weight))
+            record.spend(now, weight)
             return None
 
         return self._record.change(take)
@@ -216,66 +264,44 @@ class WeightBudget:
 
     def pause(self, seconds: float) -> None:
         """Record that the host wants no request for some seconds. A longer recorded pause stays."""
-        self._hear(PAUSE, time.time() + _plausible(seconds))
+        self._hear(PAUSE, self._record.now() + _plausible(seconds))
 
     def _hear(self, what: str, value: float) -> None:
-        now = time.time()
+        now = self._record.now()
 
-        def hear(record: sqlite3.Connection) -> None:
-            _drop_implausible(record, now, self._limit, self._seconds)
-            if value >= _heard(record, what):
-                record.execute("INSERT OR REPLACE INTO heard VALUES (?, ?, ?)", (what, now, value))
+        def hear(record: BudgetFacts) -> None:
+            record.drop_implausible(now, self._limit, self._seconds)
+            if value >= record.heard(what):
+                record.hear(what, now, value)
 
         self._record.change(hear)
 
     def ban(self, seconds: float) -> None:
         """Record that the host banned this address, for at most three days."""
-        self._hear(BAN, time.time() + _plausible(seconds))
+        self._hear(BAN, self._record.now() + _plausible(seconds))
 
     def banned_until(self) -> datetime | None:
         """Return the end of the recorded ban (UTC). None if there is no valid one.
 
         A ban that ends more than three days from now, or was recorded in the future, is ignored: the clock was wrong.
         """
-        now = time.time()
+        now = self._record.now()
 
-        def ban(record: sqlite3.Connection) -> float:
-            _drop_implausible(record, now, self._limit, self._seconds)
-            return _heard(record, BAN)
+        def ban(record: BudgetFacts) -> float:
+            record.drop_implausible(now, self._limit, self._seconds)
+            return record.heard(BAN)
 
         until = self._record.change(ban)
         return datetime.fromtimestamp(min(until, now + LONGEST_BAN_SECONDS), UTC) if until > now else None
 
     def close(self) -> None:
-        """Close the budget file."""
+        """Close the record."""
         self._record.close()
 
 
 def _plausible(seconds: float) -> float:
     """Return the seconds of a pause or ban, at most three days. A number that is not finite means a minute."""
     return min(max(seconds, 0.0), LONGEST_BAN_SECONDS) if math.isfinite(seconds) else _MINUTE
-
-
-def _drop_implausible(record: sqlite3.Connection, now: float, limit: int, seconds: float) -> None:
-    """Delete records that expired, are not numbers, or lie in the future (written under a wrong clock)."""
-    latest = now + _TOLERANCE_SECONDS
-    record.execute(
-        "DELETE FROM spent WHERE typeof(at) NOT IN ('real', 'integer') OR NOT at BETWEEN ? AND ?"
-        " OR typeof(weight) != 'integer' OR NOT weight BETWEEN 1 AND ?",
-        (now - seconds, latest, limit),
-    )
-    record.execute(
-        "DELETE FROM heard WHERE typeof(at) NOT IN ('real', 'integer') OR typeof(value) NOT IN ('real', 'integer')"
-        " OR NOT at BETWEEN ? AND ?"
-        " OR (what = ? AND (CAST(at / 60 AS INTEGER) != ? OR value < 0))"
-        " OR (what IN (?, ?) AND NOT value BETWEEN at AND at + ?)",
-        (now - LONGEST_BAN_SECONDS, latest, USED, int(now // _MINUTE), PAUSE, BAN, LONGEST_BAN_SECONDS),
-    )
-
-
-def _heard(record: sqlite3.Connection, what: str) -> float:
-    row = record.execute("SELECT value FROM heard WHERE what = ?", (what,)).fetchone()
-    return float(row[0]) if row else 0.0
 
 
 def _until_free(spent: list[tuple[float, int]], room: int, now: float, seconds: float) -> float:
@@ -292,6 +318,39 @@ def _until_free(spent: list[tuple[float, int]], room: int, now: float, seconds: 
 # --- the record on disk ----------------------------------------------------------------------------------------------
 
 
+class _FileFacts:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def drop_implausible(self, now: float, limit: int, seconds: float) -> None:
+        latest = now + _TOLERANCE_SECONDS
+        self._connection.execute(
+            "DELETE FROM spent WHERE typeof(at) NOT IN ('real', 'integer') OR NOT at BETWEEN ? AND ?"
+            " OR typeof(weight) != 'integer' OR NOT weight BETWEEN 1 AND ?",
+            (now - seconds, latest, limit),
+        )
+        self._connection.execute(
+            "DELETE FROM heard WHERE typeof(at) NOT IN ('real', 'integer') OR typeof(value) NOT IN ('real', 'integer')"
+            " OR NOT at BETWEEN ? AND ?"
+            " OR (what = ? AND (CAST(at / 60 AS INTEGER) != ? OR value < 0))"
+            " OR (what IN (?, ?) AND NOT value BETWEEN at AND at + ?)",
+            (now - LONGEST_BAN_SECONDS, latest, USED, int(now // _MINUTE), PAUSE, BAN, LONGEST_BAN_SECONDS),
+        )
+
+    def heard(self, what: str) -> float:
+        row = self._connection.execute("SELECT value FROM heard WHERE what = ?", (what,)).fetchone()
+        return float(row[0]) if row else 0.0
+
+    def hear(self, what: str, at: float, value: float) -> None:
+        self._connection.execute("INSERT OR REPLACE INTO heard VALUES (?, ?, ?)", (what, at, value))
+
+    def spent(self) -> list[tuple[float, int]]:
+        return self._connection.execute("SELECT at, weight FROM spent ORDER BY at").fetchall()
+
+    def spend(self, at: float, weight: int) -> None:
+        self._connection.execute("INSERT INTO spent VALUES (?, ?)", (at, weight))
+
+
 class _Record:
     """SQLite file that processes share. A damaged or deleted one is recreated.
 
@@ -306,13 +365,15 @@ class _Record:
         self._opened: tuple[int, int] | None = None
         self.change(lambda _: None)
 
-    def change(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """Run ``work`` in its own transaction, and return its result."""
+    def now(self) -> float:
+        return time.time()
+
+    def change(self, work: Callable[[BudgetFacts], _T]) -> _T:
         with self._lock:
             for attempt in range(3):
                 try:
                     with self._transaction() as connection:
-                        return work(connection)
+                        return work(_FileFacts(connection))
                 except sqlite3.OperationalError as error:
                     if not _is_damage(error):
                         raise self._unusable(error) from error
@@ -396,3 +457,62 @@ def _is_damage(error: sqlite3.OperationalError) -> bool:
         sqlite3.SQLITE_NOTADB,
         sqlite3.SQLITE_SCHEMA,
     )
+
+
+# --- the record of a team --------------------------------------------------------------------------------------------
+
+
+class _TeamFacts:
+    def __init__(self, cursor: Any, host: str) -> None:
+        self._cursor, self._host = cursor, host
+
+    def drop_implausible(self, now: float, limit: int, seconds: float) -> None:  # noqa: ARG002 - only we write numbers
+        latest = now + _TOLERANCE_SECONDS
+        self._cursor.execute(
+            "DELETE FROM market_data.spent WHERE host = %s AND NOT at BETWEEN %s AND %s",
+            (self._host, now - seconds, latest),
+        )
+        self._cursor.execute(
+            "DELETE FROM market_data.heard WHERE host = %s AND (NOT at BETWEEN %s AND %s"
+            " OR (what = %s AND floor(at / 60) <> %s) OR (what IN (%s, %s) AND NOT value BETWEEN at AND at + %s))",
+            (self._host, now - LONGEST_BAN_SECONDS, latest, USED, now // _MINUTE, PAUSE, BAN, LONGEST_BAN_SECONDS),
+        )
+
+    def heard(self, what: str) -> float:
+        self._cursor.execute("SELECT value FROM market_data.heard WHERE host = %s AND what = %s", (self._host, what))
+        row = self._cursor.fetchone()
+        return float(row[0]) if row else 0.0
+
+    def hear(self, what: str, at: float, value: float) -> None:
+        self._cursor.execute(
+            "INSERT INTO market_data.heard (host, what, at, value) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (host, what) DO UPDATE SET at = EXCLUDED.at, value = EXCLUDED.value",
+            (self._host, what, at, value),
+        )
+
+    def spent(self) -> list[tuple[float, int]]:
+        self._cursor.execute("SELECT at, weight FROM market_data.spent WHERE host = %s ORDER BY at", (self._host,))
+        return [(float(at), int(weight)) for at, weight in self._cursor.fetchall()]
+
+    def spend(self, at: float, weight: int) -> None:
+        self._cursor.execute("INSERT INTO market_data.spent VALUES (%s, %s, %s)", (self._host, at, weight))
+
+
+class _TeamRecord:
+    """Tables in the team's PostgreSQL, by PostgreSQL's clock: the clocks of hosts differ by seconds."""
+
+    def __init__(self, team: TeamSession, host: str) -> None:
+        self._team, self._host = team, host
+
+    def now(self) -> float:
+        return self._team.now()
+
+    def change(self, work: Callable[[BudgetFacts], _T]) -> _T:
+        def alone(cursor: Any) -> _T:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"budget/{self._host}",))
+            return work(_TeamFacts(cursor, self._host))
+
+        return self._team.transaction(alone)
+
+    def close(self) -> None:
+        """Leave the connection open: the process's locks need it."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, UsageError
@@ -15,6 +14,7 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import day_files, read_day_file, series_with_files
+from market_data_pipeline.model.places import place_of
 from market_data_pipeline.sql.file_lists import WHAT_TO_DO, path_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def lake_error(error: duckdb.Error, layout: Layout | None = None) -> MarketDataE
         )
     named = _NAMED_FILE.search(text)
     if named and "No files found" not in text:
-        return parquet.damaged(Path(named[1]), error)
+        return parquet.damaged(place_of(named[1]), error)
     path = path_of(named[1]) if named else None
     if layout is not None and path is not None and path.is_relative_to(layout.root):
         return DamagedFileError(f"{path} is gone. Backfill that day to restore it.")

@@ -15,13 +15,20 @@ from pathlib import Path
 import pyarrow as pa
 
 from market_data_pipeline.errors import StorageError, UsageError
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import LEDGER_SCHEMA as LEDGER_SCHEMA
-from market_data_pipeline.lake.partitions import folder_of, months_closed, series_in_ledgers, series_with_files
+from market_data_pipeline.lake.partitions import (
+    day_files,
+    folder_of,
+    months_closed,
+    series_in_ledgers,
+    series_with_files,
+)
 from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import data_types_of
-from market_data_pipeline.model.schema import lake_schema
+from market_data_pipeline.model.places import is_object, place_of
+from market_data_pipeline.model.schema import empty_table, lake_schema
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
 
 NAMED = "filename = true"
@@ -32,6 +39,7 @@ _DAY_FILE = "????-??-??.parquet"
 WHAT_TO_DO = "ask-again-or-open-the-catalog-again-or-run-market-data-status"
 """Start of a mark's file name. DuckDB shows the name to users of stale SQL."""
 
+_A_DAY_OBJECT = "2024-01-01-00000100001-0123456789ab.parquet"
 _A_DAY, _A_MONTH = "2024-01-01.parquet", "2024-01.parquet"
 _IS_DAY, _IS_MONTH = (f"filename[-{len(name) + 1}] = '/'" for name in (_A_DAY, _A_MONTH))
 """SQL that is true for the names of days and months. Check for a month first: /1h/2024-01 has both slashes."""
@@ -44,10 +52,13 @@ class StoredSeries:
     Attributes:
         layout: Layout of the lake.
         months: Closed months of each series, as ``2024-01``, in order.
+        objects: The objects of each series below ``lake/``, for SQL that other programs run over a bucket. None means
+            that files are found by their names in the lake.
     """
 
     layout: Layout
     months: Mapping[SeriesKey, Sequence[str]]
+    objects: Mapping[SeriesKey, Sequence[str]] | None = None
     _closed: dict[tuple[Market, DataType], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def closed(self, market: Market, data_type: DataType) -> str:
@@ -67,6 +78,17 @@ class StoredSeries:
 def stored_series(layout: Layout) -> StoredSeries:
     """List the series that have files, and their closed months."""
     return StoredSeries(layout, {key: months_closed(layout, key) for key in series_with_files(layout)})
+
+
+def stored_objects(layout: Layout) -> StoredSeries:
+    """List the series of a lake in a bucket, with the objects that have their days now."""
+    stored = stored_series(layout)
+    return StoredSeries(layout, stored.months, {key: _objects_of(layout, key) for key in stored.months})
+
+
+def _objects_of(layout: Layout, key: SeriesKey) -> list[str]:
+    paths = dict.fromkeys(one.path for one in day_files(layout, key).values())
+    return [name for path in paths if (name := storage.address(path)) is not None]
 
 
 def quoted(text: str) -> str:
@@ -105,7 +127,7 @@ def path_of(pattern: str) -> Path | None:
     """Return the path of a pattern from :func:`as_pattern`; None if the pattern has wildcards."""
     if re.search(r"[*?\[]", re.sub(r"\[[*?\[]\]", "", pattern)):
         return None
-    return Path(re.sub(r"\[([*?\[])\]", r"\1", pattern))
+    return place_of(re.sub(r"\[([*?\[])\]", r"\1", pattern))
 
 
 def scan(
@@ -155,6 +177,8 @@ def _sql_type(arrow: pa.DataType) -> str:
 
 def marks_of(stored: StoredSeries) -> list[tuple[Path, pa.Schema]]:
     """Return the marks that SQL over a lake reads first, with their schemas."""
+    if is_object(stored.layout.root):
+        return []
     marks = [
         (path, lake_schema(market, data_type))
         for market in Market
@@ -181,12 +205,14 @@ def marked_now(layout: Layout) -> tuple[StoredSeries, bool]:
     Returns:
         The stored series, and True if all marks exist. Without write access, SQL works without marks.
     """
+    if is_object(layout.root):  # names are never reused there, so stale SQL finds no file, and fails by itself
+        return stored_series(layout), False
     while True:
         stored = stored_series(layout)
-        missing = [(mark, schema) for mark, schema in marks_of(stored) if not mark.exists()]
+        missing = [(mark, schema) for mark, schema in marks_of(stored) if storage.head(mark) is None]
         try:
             for mark, schema in missing:
-                parquet.write_table(mark, schema.empty_table())
+                parquet.write_table(mark, empty_table(schema))
         except StorageError:
             return stored, False
         # If the lake changed meanwhile, a new mark may already be stale, and nothing would remove it.
@@ -247,8 +273,10 @@ class Files:
         Closed months are listed by name, so only days need the condition. DuckDB evaluates it once per file, in 10 µs.
         One text with all months and a function that splits it are bound much faster than a long list.
         """
+        if self.stored.objects is not None:
+            return self._objects, "true"
         folder, levels = as_pattern(self.folder), "*/" * len(labels_of(self.data_type))
-        some = self.marked or any(self.folder.glob(f"daily/{levels}{_DAY_FILE}"))
+        some = self.marked or any(storage.list_paths(self.folder, f"daily/{levels}{_DAY_FILE}"))
         days = [quoted(f"{folder}/?a*/{levels}{_DAY_FILE}")] if some else []  # in daily/ and marks/
         if not self._closed:
             return self._listed(*days), "true"
@@ -265,12 +293,38 @@ class Files:
         All arguments are SQL. The times may come from a subquery or another table, so names are compared in the
         condition. A series that was unknown when the SQL was made is looked for in all folders.
         """
+        if self.stored.objects is not None:
+            return self._objects_with(series, start, last)
         unknown = f"WHEN NOT ({self.knows(series)} OR contains(filename, {series})) THEN false"
         return self._listed(self._pattern(series)), self._with_rows(start, last, unknown)
 
     def of_composed(self, source: str, start: str, last: str) -> tuple[str, str]:
         """Return the same for a known series from which candles are composed; no files if its SQL is NULL."""
+        if self.stored.objects is not None:
+            return self._objects_with(source, start, last)
         return self._listed(f"coalesce({self._named(source)}, {self._nothing})"), self._with_rows(start, last)
+
+    @property
+    def _objects(self) -> str:
+        """Return SQL for the list of all objects."""
+        names = " ".join(name for key in self.keys for name in (self.stored.objects or {})[key])
+        return f"""list_transform(string_split({quoted(names)}, ' '),
+            lambda name: {quoted(f"{self.stored.layout.root}/")} || name)"""
+
+    def _objects_with(self, series: str, start: str, last: str) -> tuple[str, str]:
+        """Return SQL for the objects of a series, and a condition that is true for those of a range of days.
+
+        Without any, it lists one object that the condition leaves out, because DuckDB refuses an empty list.
+        """
+        own = f"list_filter({self._objects}, lambda one: contains(one, {series}))"
+        days = f"strftime({start}, '%Y-%m-%d')", f"strftime({last}, '%Y-%m-%d')"
+        name = "parse_filename(filename)"
+        return (
+            f"CASE WHEN len({own}) > 0 THEN {own} ELSE {self._objects}[1:1] END",
+            f"""contains(filename, {series})
+            AND CASE WHEN length({name}) = {len(_A_DAY_OBJECT)} THEN left({name}, 10) BETWEEN {days[0]} AND {days[1]}
+            ELSE left({name}, 7) BETWEEN left({days[0]}, 7) AND left({days[1]}, 7) END""",
+        )
 
     def knows(self, series: str) -> str:
         """Return SQL that is true for a series that had files when the SQL was made."""

@@ -58,10 +58,12 @@ def _origin_us(interval: str) -> str:
 
 
 def _to_zone(zone: str, time: str) -> str:
-    return f"timezone({zone}, timezone('UTC', {time}))"
+    return time if zone == UTC_ZONE else f"timezone({zone}, timezone('UTC', {time}))"
 
 
 def _to_utc(zone: str, time: str) -> str:
+    if zone == UTC_ZONE:
+        return time
     # A midnight can be skipped or come twice. The microsecond before it belongs to the day before in both cases.
     return f"make_timestamp(epoch_us(timezone({zone}, {time} - INTERVAL 1 MICROSECOND)) + 1)"
 
@@ -120,16 +122,16 @@ def composed(
         step_us: SQL for the length of the source's candles in microseconds. Its columns are those of ``r``.
         symbols: SQL for the symbols of the rows, in order. With one, the rows' own symbol is not read.
     """
-    begin = f"make_timestamp((c.slot & {_SLOTS - 1}) * {_slot_us(interval, zone)} + {_slot_origin_us(interval, zone)})"
-    begun, ended = _to_utc(zone, begin), _to_utc(zone, f"({begin} + {_width(interval)})")
+    local = f"make_timestamp((c.slot & {_SLOTS - 1}) * {_slot_us(interval, zone)} + {_slot_origin_us(interval, zone)})"
+    begun, ended = _to_utc(zone, "c.local"), _to_utc(zone, f"(c.local + {_width(interval)})")
     number = f'CASE r."symbol" {" ".join(f"WHEN {one} THEN {n}" for n, one in enumerate(symbols))} END'
     outer = {
         "symbol": symbols[0] if len(symbols) == 1 else f"[{', '.join(symbols)}][(c.slot // {_SLOTS}) + 1]",
         "interval": interval,
-        "open_time": begun,
-        "close_time": f"{ended} - to_microseconds(c.unit)",
+        "open_time": "c.begun",
+        "close_time": "c.ended - to_microseconds(c.unit)",
         "parts": "c.parts",
-        "complete": f"c.on_grid * c.step = epoch_us({ended}) - epoch_us({begun})",
+        "complete": "c.on_grid * c.step = epoch_us(c.ended) - epoch_us(c.begun)",
     }
     # One price is the first or last of all rows: rows without trades come after or before all others.
     is_traded, time = 'r."count" > 0', "epoch_us(r.open_time)"
@@ -154,13 +156,13 @@ def composed(
     slot = _slot(interval, zone, "r.open_time")
     # A candle of Binance closes one unit of its file's time before the next: a millisecond, or a microsecond.
     return f"""
-        SELECT {columns} FROM (
+        SELECT {columns} FROM (SELECT c.*, {begun} AS begun, {ended} AS ended FROM (SELECT c.*, {local} AS local FROM (
             SELECT {", ".join(inner)},
                 {slot if len(symbols) == 1 else f"{number} * {_SLOTS} + {slot}"} AS slot,
                 count(*) AS parts, count(*) FILTER (epoch_us(r.open_time) % {step_us} = 0) AS on_grid,
                 min({step_us}) AS step, min(1000 - epoch_us(r.close_time) % 1000) AS unit
             FROM ({source}) AS r GROUP BY slot
-        ) AS c ORDER BY c.slot"""
+        ) AS c) AS c) AS c ORDER BY c.slot"""
 
 
 _SLOTS = 2**40

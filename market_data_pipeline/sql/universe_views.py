@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.sql.file_lists import as_pattern, quoted, read_parquet
@@ -83,7 +84,7 @@ def _table(path: Path, columns: Mapping[str, str]) -> str:
     pattern = as_pattern(path)
     if path.suffix != ".parquet":
         pattern += "/*.parquet"
-    if not (path.exists() if path.suffix else any(path.glob("*.parquet"))):
+    if not (storage.head(path) is not None if path.suffix else any(storage.list_paths(path, "*.parquet"))):
         return nothing
     names = ", ".join(f'"{name}"' for name in columns)
     stored = read_parquet(quoted(pattern), "union_by_name = true")

@@ -7,7 +7,6 @@ File lists belong to ``sql/file_lists.py``, the catalog's file to ``sql/publish.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from market_data_pipeline.lake.reader import labels_of
 from market_data_pipeline.model.datasets import data_types_of, keyed_by_time
 from market_data_pipeline.model.day import HELD
 from market_data_pipeline.model.findings import Verdict
+from market_data_pipeline.model.places import is_object
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, intervals_of
 from market_data_pipeline.model.states import CONDITION_RULES, EXPLAINED, RULES, DayState
@@ -70,7 +70,8 @@ def statements(
     """
     made = list(definitions(stored, corrections, marked=marked, published=published))
     schemas = [create_schema(schema) for schema in dict.fromkeys(one.schema for one in made)]
-    sequence = [f"CREATE SEQUENCE quality.{_identifier(stored.layout.root)}"] if published else []
+    is_of_folder = published and not is_object(stored.layout.root)
+    sequence = [f"CREATE SEQUENCE quality.{_identifier(stored.layout.root)}"] if is_of_folder else []
     return [*schemas, *(one.sql() for one in made), *sequence]
 
 
@@ -92,7 +93,7 @@ def definitions(
         published: Write SQL for the catalog in the data folder, which users may copy and move.
     """
     layout = stored.layout
-    place = _in_its_place(layout) if published else ""
+    place = _in_its_place(layout) if published and not is_object(layout.root) else ""
     for market in Market:
         schema = f"{EXCHANGE}_{market}"
         for data_type in data_types_of(market):
@@ -125,23 +126,28 @@ def _create_macro(stored: StoredSeries, market: Market, data_type: DataType, mar
 
 def _quality(layout: Layout, corrections: str, *, marked: bool, published: bool) -> dict[str, str]:
     """Return the queries of the views in ``quality``, by name."""
-    place = _in_its_place(layout) if published else ""
-    days = _ledger_days(layout, marked=marked) if has_ledgers(layout) else _no_ledger_days(_LEDGER_NAMES)
-    if corrections:
-        days = (
-            f"SELECT * FROM ({days}) WHERE concat_ws('/', {_named(_LEDGER_LABELS)}) NOT IN (SELECT series FROM "
-            f"{corrections}) UNION ALL SELECT {_named(_LEDGER_NAMES)} FROM {corrections}"
-        )
-    days = _where(days, place)
-    with_rows = f"SELECT * FROM ({days}) WHERE outcome = {quoted(HELD)}"
+    place = _in_its_place(layout) if published and not is_object(layout.root) else ""
+    known = has_ledgers(layout)
+
+    def days(*columns: str) -> str:
+        """Return a query for columns of the ledgers. DuckDB takes 2 ms to parse all of them."""
+        found = _ledger_days(layout, columns, marked=marked) if known else _no_ledger_days((*_LEDGER_LABELS, *columns))
+        if corrections:
+            found = (
+                f"SELECT * FROM ({found}) WHERE concat_ws('/', {_named(_LEDGER_LABELS)}) NOT IN (SELECT series FROM "
+                f"{corrections}) UNION ALL SELECT {_named((*_LEDGER_LABELS, *columns))} FROM {corrections}"
+            )
+        return _where(found, place)
+
+    with_rows = f"SELECT * FROM ({days('day', 'outcome', 'content_sha256')}) WHERE outcome = {quoted(HELD)}"
     timed = f"(data_type IN ({', '.join(quoted(one) for one in DataType if keyed_by_time(one))}))"
     verdicts, explained = (", ".join(map(quoted, sorted(some))) for some in (Verdict, EXPLAINED))
     compared = _where(_reconciled_days(layout), place)
     return {
-        "coverage": _coverage(days),
-        "findings": _FINDINGS.format(days=days, timed=timed),
-        "gaps": _GAPS.format(days=days, verdicts=verdicts, explained=explained, timed=timed),
-        "condition": _condition(layout, days, published=published),
+        "coverage": _coverage(days(*(name for name in _COVERAGE if name != "state"))),
+        "findings": _FINDINGS.format(days=days("day", "findings"), timed=timed),
+        "gaps": _GAPS.format(days=days("day", "findings"), verdicts=verdicts, explained=explained, timed=timed),
+        "condition": _condition(layout, days("day", *_CONDITION_COLUMNS), published=published),
         "reconciliation": _RECONCILIATION.format(days=compared, rows=with_rows),
         "reconciliation_differences": _RECONCILIATION_DIFFERENCES.format(days=compared),
     }
@@ -155,7 +161,7 @@ def _in_its_place(layout: Layout) -> str:
     must be in that folder.
     """
     root = str(layout.root)
-    places = ", ".join(quoted(place) for place in dict.fromkeys((root, os.path.realpath(root))))
+    places = ", ".join(quoted(place) for place in dict.fromkeys((root, str(storage.real(layout.root)))))
     message = quoted(
         f"This catalog is of {root}, but is opened from elsewhere. If the data was copied or moved, run `market-data "
         f"status` with MARKET_DATA_DIR set to its folder and open the catalog again. If not, open {layout.catalog}."
@@ -180,9 +186,9 @@ def newest_mark(layout: Layout, market: Market, data_type: DataType) -> Path | N
     A lazy relation reads it first. DuckDB's error then shows the mark's name instead of the name of a removed day.
     """
     found = {
-        mark: stat.mtime_ns
-        for mark in (folder_of(layout, market, data_type) / "marks").glob(f"{WHAT_TO_DO}-*.parquet")
-        if (stat := storage.stat(mark)) is not None
+        mark: modified_ns
+        for mark in storage.list_paths(folder_of(layout, market, data_type) / "marks", f"{WHAT_TO_DO}-*.parquet")
+        if (modified_ns := storage.modified_ns(mark)) is not None
     }
     return max(found, key=found.__getitem__, default=None)
 
@@ -334,8 +340,6 @@ _COVERAGE = (
     "last_modified",
     "replaced_by",
 )
-_LEDGER_COLUMNS = (*(name for name in _COVERAGE if name != "state"), "findings")
-_LEDGER_NAMES = (*_LEDGER_LABELS, *_LEDGER_COLUMNS)
 
 
 def _named(names: Iterable[str]) -> str:
@@ -356,7 +360,7 @@ def _condition(layout: Layout, days: str, *, published: bool) -> str:
     today = "CAST(make_timestamp(epoch_us(now())) AS DATE)" if published else f"DATE '{clock.today()}'"
     collected = (
         f"SELECT * FROM {read_parquet(quoted(as_pattern(layout.collected)))}"
-        if layout.collected.exists()
+        if storage.head(layout.collected) is not None
         else f"SELECT {_NO_COLLECTED} WHERE false"
     )
     rules = [(rule.sql(today), rule) for rule in CONDITION_RULES]
@@ -465,7 +469,7 @@ FROM stated
 
 _FOUND = """
 WITH found AS (
-    SELECT exchange, market, data_type, symbol, "interval", day, unnest(from_json(findings, '[{{
+    SELECT exchange, market, data_type, symbol, "interval", day, {timed} AS timed, unnest(from_json(findings, '[{{
         "check": "VARCHAR", "rule": "VARCHAR", "severity": "VARCHAR", "count": "BIGINT", "message": "VARCHAR",
         "ranges": [{{"first": "BIGINT", "last": "BIGINT", "count": "BIGINT"}}], "evidence": "VARCHAR"
     }}]')) AS f
@@ -481,8 +485,8 @@ SELECT exchange, market, data_type, symbol, "interval", day,
     f."check" AS check_name, f.rule AS rule, f.severity AS severity, f."count" AS "count", f.message AS message,
     coalesce(f.evidence, '') AS evidence,
     r."first" AS first_key, r."last" AS last_key, r."count" AS range_count,
-    CASE WHEN {timed} THEN make_timestamp(r."first") END AS first_time,
-    CASE WHEN {timed} THEN make_timestamp(r."last") END AS last_time
+    CASE WHEN timed THEN make_timestamp(r."first") END AS first_time,
+    CASE WHEN timed THEN make_timestamp(r."last") END AS last_time
 FROM ranged
 """
 )
@@ -500,10 +504,10 @@ _GAPS = (
     FROM gap
 )
 SELECT exchange, market, data_type, symbol, "interval", day, f.rule AS verdict,
-    CASE WHEN {timed} THEN make_timestamp(r."first") END AS "first",
-    CASE WHEN {timed} THEN make_timestamp(r."last") END AS "last",
-    CASE WHEN NOT {timed} THEN r."first" END AS first_id,
-    CASE WHEN NOT {timed} THEN r."last" END AS last_id,
+    CASE WHEN timed THEN make_timestamp(r."first") END AS "first",
+    CASE WHEN timed THEN make_timestamp(r."last") END AS "last",
+    CASE WHEN NOT timed THEN r."first" END AS first_id,
+    CASE WHEN NOT timed THEN r."last" END AS last_id,
     CAST(r."count" AS BIGINT) AS "count", f.severity AS severity, f.rule IN ({explained}) AS explained,
     coalesce(f.evidence, '') AS evidence
 FROM ranged
@@ -511,10 +515,11 @@ FROM ranged
 )
 
 
-def _ledger_days(layout: Layout, *, marked: bool) -> str:
+def _ledger_days(layout: Layout, columns: Iterable[str], *, marked: bool) -> str:
     folder = layout.root / "ledger"
     listed = _below(folder, [mark_of_ledgers(layout)] if marked else [])
-    return f"SELECT {_labels_below(folder)}, {_named(_LEDGER_COLUMNS)} FROM {read_parquet(listed, NAMED, _AS_LEDGER)}"
+    columns = tuple(columns)
+    return f"SELECT {_labels_below(folder)}, {_named(columns)} FROM {read_parquet(listed, NAMED, _as_ledger(columns))}"
 
 
 def _below(folder: Path, marks: Iterable[Path] = ()) -> str:
@@ -523,18 +528,18 @@ def _below(folder: Path, marks: Iterable[Path] = ()) -> str:
 
 # Columns may be missing in ledgers of older versions. The alternative, union_by_name, opens every file to learn the
 # columns, and this reads only the files that a condition on labels leaves.
-_AS_LEDGER = "schema = MAP {{{}}}".format(
-    ", ".join(
+def _as_ledger(columns: Iterable[str]) -> str:
+    described = (
         f"{quoted(name)}: {{name: {quoted(name)}, type: {quoted(_LEDGER_TYPES.get(name, 'VARCHAR'))}, "
         "default_value: NULL}"
-        for name in _LEDGER_COLUMNS
+        for name in columns
     )
-)
+    return f"schema = MAP {{{', '.join(described)}}}"
 
 
 def _labels_below(folder: Path) -> str:
     """Return SQL for the labels of a series, from its file's path below a folder with the layout of the ledgers."""
-    depth = len(folder.parts)  # the leading "/" splits into one part too
+    depth = str(folder).count("/") + 1
     part = [f"string_split(filename, '/')[{depth + i}]" for i in range(1, 6)]
     without_suffix = "left({0}, len({0}) - len('.parquet'))"
     of_candles = f"{part[2]} IN ({', '.join(quoted(data_type) for data_type in DataType if data_type.has_interval)})"
@@ -586,6 +591,6 @@ def _reconciled_days(layout: Layout) -> str:
     named = _named(_RECONCILED_TYPES)
     types = {**dict.fromkeys(_LEDGER_LABELS, "VARCHAR"), **_RECONCILED_TYPES}
     nothing = ", ".join(f'CAST(NULL AS {type_}) AS "{name}"' for name, type_ in types.items())
-    if not any(folder.rglob("*.parquet")):
+    if not any(storage.list_paths(folder, "**/*.parquet")):
         return f"SELECT {nothing} WHERE false"
     return f"SELECT {_labels_below(folder)}, {named} FROM {read_parquet(_below(folder), NAMED, 'union_by_name = true')}"

@@ -31,14 +31,14 @@ _READS = 5
 
 
 class HybridStore(Store):
-    """The lake (cold) and a store of hot rows as one store.
+    """The lake with its live rows (cold) and a store of hot rows as one store.
 
     Rows are written to the hot store. Reads join both: days that are final in the lake come from it alone, and for
-    other days the row with the higher state wins. Of equal states, the lake's row wins. A read is repeated if the lake
-    changes meanwhile, so a row that leaves the hot store is not lost.
+    other days the row with the higher state wins. Of equal states, the row of the data folder wins. A read is repeated
+    if the lake changes meanwhile, so a row that leaves the hot store or the live rows is not lost.
 
     Args:
-        cold: The lake.
+        cold: The lake, with the rows of the live feed on this machine.
         hot: The store of hot rows, such as ``PostgresStore``.
     """
 
@@ -82,7 +82,7 @@ class HybridStore(Store):
         return self.load(key, start, end, last=1).num_rows > 0
 
     def delete(self, key: SeriesKey, start: datetime | None = None, end: datetime | None = None) -> int:
-        """Remove rows from the hot store, and rows from outside next to the lake. The lake's files stay."""
+        """Remove rows from the hot store, and rows from outside next to the lake. The lake and live rows stay."""
         return self._hot.delete(key, start, end) + self._cold.delete(key, start, end)
 
     def get_date_range(self, key: SeriesKey) -> tuple[date, date] | None:

@@ -1,4 +1,4 @@
-"""The lake as a store: it reads the lake, and writes rows from outside into a folder of their own.
+"""The lake as a store: it reads the lake and the live rows, and writes rows from outside into a folder of their own.
 
 Only ingest writes the lake's files, because their rows are verified. A day that is final in the lake is complete:
 rows from outside are neither stored nor returned for it. Making days final belongs to ``ingest``.
@@ -20,9 +20,11 @@ from market_data_pipeline.errors import DamagedFileError, UsageError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.day_records import rows_on_record
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.live_rows import CLOSE_STATE, live_days, read_live_rows
 from market_data_pipeline.lake.partitions import day_files_between, stored_dates
 from market_data_pipeline.lake.reader import read_days
 from market_data_pipeline.model.day import FAILED, HELD, DayFile, DayRecord
+from market_data_pipeline.model.places import place_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, SeriesKey
 from market_data_pipeline.stores.base import RowState, SaveReport, Store
@@ -34,10 +36,12 @@ from market_data_pipeline.stores.rows import (
     last_day_of,
     merged,
     micros,
+    moment_after,
     naive,
     rows_within,
     stored_rows,
     stored_schema,
+    times_of,
     with_state,
     without_state,
 )
@@ -52,13 +56,14 @@ _FIRST_DAYS = 2
 
 
 class ParquetStore(Store):
-    """The lake of a data folder, and rows from outside next to it.
+    """The lake of a data folder, its live rows, and rows from outside next to it.
 
-    Rows of the lake are final or provisional, as their day is. Rows that you save are at most provisional. They are in
-    the folder ``stores`` of the data folder. Only final days hide them.
+    Rows of the lake are final or provisional, as their day is. Rows of the live feed are live. Rows that you save are
+    at most provisional, and in the folder ``stores`` of the data folder. Only final days hide them and the live rows.
 
     Args:
         root: The data folder.
+        include_live: Read the rows of the live feed, too. They are seen at the time of the row.
         lock_wait_seconds: How long to wait for another process that writes the same series.
 
     Examples:
@@ -69,8 +74,9 @@ class ParquetStore(Store):
         2
     """
 
-    def __init__(self, root: Path | str, *, lock_wait_seconds: float = 60) -> None:
-        self._layout = Layout(Path(root).expanduser().absolute())
+    def __init__(self, root: Path | str, *, include_live: bool = True, lock_wait_seconds: float = 60) -> None:
+        self._layout = Layout(place_of(root).expanduser().absolute())
+        self._include_live = include_live
         self._lock_wait = lock_wait_seconds
 
     def save(
@@ -120,7 +126,7 @@ class ParquetStore(Store):
         least: RowState = RowState.LIVE,
         with_state: bool = False,
     ) -> pa.Table:
-        """Return rows of the lake and from outside; see :meth:`Store.load`.
+        """Return rows of the lake, of the live feed and from outside; see :meth:`Store.load`.
 
         Raises:
             DamagedFileError: The file of a day is damaged. The message names it.
@@ -133,12 +139,12 @@ class ParquetStore(Store):
         return self.load(key, start, end, last=1).num_rows > 0
 
     def delete(self, key: SeriesKey, start: datetime | None = None, end: datetime | None = None) -> int:
-        """Remove rows from outside, and return their number. The lake's files stay."""
+        """Remove rows from outside, and return their number. The lake's files and the live rows stay."""
         folder, removed = self._folder(key), 0
-        if not folder.is_dir():
+        if storage.revision(folder) is None:
             return 0
         with storage.only_writer(folder / "writer.lock", self._lock_wait, f"{key} in {folder}"):
-            for day in storage.days_on_disk(folder):
+            for day in storage.list_dates(folder):
                 if not first_day_of(start) <= day <= last_day_of(end):
                     continue
                 stored = self._outside(key, day)
@@ -153,12 +159,12 @@ class ParquetStore(Store):
         return removed
 
     def get_date_range(self, key: SeriesKey) -> tuple[date, date] | None:
-        """Return the first and the last UTC day with a file or with closed rows from outside."""
+        """Return the first and the last UTC day with a file, with live rows, or with closed rows from outside."""
         days = self._days(key)
         return (days[0], days[-1]) if days else None
 
     def get_missing_dates(self, key: SeriesKey, first: date, last: date) -> list[date]:
-        """Return the UTC days without a file and without closed rows from outside."""
+        """Return the UTC days without a file, without live rows, and without closed rows from outside."""
         there = set(self._days(key))
         return [day for day in clock.days_between(first, last) if day not in there]
 
@@ -185,7 +191,7 @@ class ParquetStore(Store):
     def _outside(self, key: SeriesKey, day: date) -> pa.Table:
         schema = stored_schema(key)
         path = self._folder(key) / f"{day}.parquet"
-        if not path.exists():
+        if storage.head(path) is None:
             return schema.empty_table()
         table = parquet.read_table(path, schema.names)
         try:
@@ -197,9 +203,20 @@ class ParquetStore(Store):
         parquet.write_table(self._folder(key) / f"{day}.parquet", rows)
 
     def _days(self, key: SeriesKey) -> list[date]:
+        live = self._live_days(key)  # before the lake: a day leaves the live rows after the lake has it
         of_lake = stored_dates(self._layout, key)
-        outside = [day for day in storage.days_on_disk(self._folder(key)) if day not in of_lake]
-        return sorted({*of_lake, *(day for day in outside if _closed(self._outside(key, day)))})
+        outside = [day for day in storage.list_dates(self._folder(key)) if day not in of_lake]
+        return sorted({*live, *of_lake, *(day for day in outside if _closed(self._outside(key, day)))})
+
+    def _live_days(self, key: SeriesKey) -> list[date]:
+        return live_days(self._layout, key) if self._include_live else []
+
+    def _live(self, key: SeriesKey, first: date, last: date) -> pa.Table | None:
+        """Return the live rows of days. None if there are none."""
+        if not any(first <= day <= last for day in self._live_days(key)):
+            return None
+        table = read_live_rows(self._layout, key, clock.midnight(first), moment_after(last)).drop_columns([CLOSE_STATE])
+        return with_state(table, RowState.LIVE, times_of(key, table)) if table.num_rows else None
 
     def _listed(self, key: SeriesKey, first: date, last: date) -> tuple[dict[date, DayFile], dict[date, DayRecord]]:
         files = {one.day: one for one in day_files_between(self._layout, key, first, last)}
@@ -220,7 +237,8 @@ class ParquetStore(Store):
         self, key: SeriesKey, start: datetime | None, end: datetime | None, last: int | None, least: RowState
     ) -> pa.Table:
         first_day, last_day = first_day_of(start), last_day_of(end)
-        named = {*stored_dates(self._layout, key), *storage.days_on_disk(self._folder(key))}
+        live = self._live_days(key)
+        named = {*live, *stored_dates(self._layout, key), *storage.list_dates(self._folder(key))}
         days = sorted(day for day in named if first_day <= day <= last_day)
         if last is None:
             return rows_within(key, self._rows(key, days, start, end), start, end, least)
@@ -237,12 +255,16 @@ class ParquetStore(Store):
         """Return the rows of days, which are in order. They may include rows outside of the range."""
         if not days:
             return stored_schema(key).empty_table()
+        live = self._live(key, days[0], days[-1])  # before the lake, so that no row is in neither
         files, records = self._listed(key, days[0], days[-1])
         bounds = (None, None) if key.data_type is DataType.TRADE_PROFILE else (naive(start), naive(end))
         schema = lake_schema(key.market, key.data_type)
         table = read_days([files[day] for day in days if day in records], schema, *bounds)
         tables = [_with_records(key, table, records)]
-        for day in storage.days_on_disk(self._folder(key)):
+        if live is not None:
+            final = [clock.day_number(day) for day, record in records.items() if record.final]
+            tables.insert(0, live.filter(pa.array(~np.isin(days_among(key, live), final))))
+        for day in storage.list_dates(self._folder(key)):
             if days[0] <= day <= days[-1] and not (day in records and records[day].final):
                 with suppress(FileNotFoundError):
                     tables.insert(0, self._outside(key, day))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from os import getpid
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,6 +39,7 @@ from market_data_pipeline.stores.rows import (
     with_labels,
     without_state,
 )
+from market_data_pipeline.team.address import secrets_of, shown, with_limits
 
 if TYPE_CHECKING:
     from adbc_driver_manager.dbapi import Connection, Cursor
@@ -108,9 +108,16 @@ class PostgresStore(Store):
         hypertable: bool = False,
     ) -> None:
         self._driver = _driver()
-        self._url = _with_defaults(url, connect_seconds)
-        self._secrets = _secrets_of(url)
-        self.name = _shown(url)
+        self._url = with_limits(
+            url,
+            connect_timeout=connect_seconds,
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            tcp_user_timeout=60_000,
+        )
+        self._secrets = secrets_of(url)
+        self.name = shown(url)
         self._attempts = max(1, attempts)
         self._backoff = backoff_seconds
         self._statement_ms = statement_seconds * 1000
@@ -442,57 +449,6 @@ def _driver() -> Any:
             'PostgreSQL needs the extra postgres. Install it: pip install "market-data-pipeline[postgres]"'
         ) from None
     return dbapi
-
-
-# --- the URL ---------------------------------------------------------------------------------------------------------
-
-
-def _with_defaults(url: str, connect_seconds: int) -> str:
-    """Return the URL with time limits of the network, unless it has its own.
-
-    Raises:
-        UsageError: It is not a URL of PostgreSQL. The message does not repeat it, because it may have a password.
-    """
-    try:
-        parts = urlsplit(url)
-        well = parts.scheme in ("postgresql", "postgres") and not re.search(r"\s", url) and "#" not in url
-        well = well and (parts.port is None or parts.port > 0)
-        query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    except ValueError:
-        well, query = False, {}
-    if not well:
-        raise UsageError(
-            "The URL of PostgreSQL is invalid. Write postgresql://user:password@host:port/database, and special "
-            "characters of the password as %40 for @, %2F for / and so on."
-        )
-    limits = {
-        "connect_timeout": str(connect_seconds),
-        "keepalives_idle": "30",
-        "keepalives_interval": "10",
-        "keepalives_count": "3",
-        "tcp_user_timeout": "60000",
-    }
-    made = urlunsplit(parts._replace(query=urlencode(limits | query)))
-    # Without a host, libpq uses its socket. urlunsplit would drop the empty host.
-    return made if "://" in made else made.replace(":", "://", 1)
-
-
-def _secrets_of(url: str) -> tuple[str, ...]:
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    raw = [parts.password or "", query.get("password", ""), query.get("sslpassword", "")]
-    return tuple(sorted({text for one in raw for text in (one, unquote(one)) if text}, key=len, reverse=True))
-
-
-def _shown(url: str) -> str:
-    """Return host and database of a URL for messages, without user and password.
-
-    >>> _shown("postgresql://user:secret@db.example.com:5433/market?sslmode=require")
-    'db.example.com:5433/market'
-    """
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host") or "the local socket"
-    return f"{host}{parts.path}"
 
 
 # --- SQL -------------------------------------------------------------------------------------------------------------

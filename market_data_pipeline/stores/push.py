@@ -20,6 +20,7 @@ from market_data_pipeline.lake.partitions import day_files_between
 from market_data_pipeline.lake.reader import read_day
 from market_data_pipeline.model.day import HELD, DayRecord
 from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.settings import Settings
 from market_data_pipeline.stores.base import RowState
 from market_data_pipeline.stores.postgres import CopiedDay, PostgresStore
 from market_data_pipeline.stores.rows import STATE, decide, stored_rows
@@ -99,7 +100,29 @@ def _push_day(
     report.replaced += before is not None and before.final and before.content_sha256 != content.content_sha256
 
 
-def evict(layout: Layout, store: PostgresStore, key: SeriesKey, before: date, report: PushReport) -> None:
+def evict_old_days(
+    settings: Settings, layout: Layout, keys: Iterable[SeriesKey], *, dry_run: bool = False
+) -> PushReport | None:
+    """Remove the days from PostgreSQL that are older than the settings allow; see :func:`evict`.
+
+    Returns:
+        None if the settings name no database, or no age.
+
+    Raises:
+        EnvironmentFaultError: The database cannot be used.
+    """
+    if not settings.hot_store or not settings.hot_store_keep_days:
+        return None
+    before, report = clock.today() - settings.hot_store_keep_days * clock.DAY, PushReport()
+    with PostgresStore(settings.hot_store) as store:
+        for key in keys:
+            evict(layout, store, key, before, report, dry_run=dry_run)
+    return report
+
+
+def evict(
+    layout: Layout, store: PostgresStore, key: SeriesKey, before: date, report: PushReport, *, dry_run: bool = False
+) -> None:
     """Remove days before a day from the database that the lake has: final, readable, and with every row.
 
     Age alone removes nothing. A day whose archive is late stays, and so does a row that the archive does not have.
@@ -107,6 +130,7 @@ def evict(layout: Layout, store: PostgresStore, key: SeriesKey, before: date, re
     Args:
         before: First UTC day that stays.
         report: Counts the results.
+        dry_run: Remove nothing. The report counts what would be removed.
 
     Raises:
         EnvironmentFaultError: The database cannot be used.
@@ -126,7 +150,7 @@ def evict(layout: Layout, store: PostgresStore, key: SeriesKey, before: date, re
             report.staying[key, day] = "it is not final in the lake"
         else:
             try:
-                _evict_day(layout, store, key, day, record, copied.get(day), report)
+                _evict_day(layout, store, key, day, record, copied.get(day), report, dry_run=dry_run)
             except DamagedFileError as error:
                 report.staying[key, day] = str(error)
 
@@ -139,7 +163,11 @@ def _evict_day(
     record: DayRecord,
     copied: CopiedDay | None,
     report: PushReport,
+    *,
+    dry_run: bool,
 ) -> None:
+    may_go = False
+
     def is_stored(rows: pa.Table) -> bool:
         if copied == CopiedDay(record.content_sha256 or "", final=True) and rows.num_rows == record.rows:
             return True
@@ -147,10 +175,16 @@ def _evict_day(
         closed = rows.filter(pa.array(np.asarray(rows[STATE]) > RowState.FORMING))
         return decide(key, final, closed).report.inserted == 0
 
-    if store.evict_day(key, day, is_stored) is None:
-        report.staying[key, day] = "it has rows that the lake does not have"
-    else:
+    def goes(rows: pa.Table) -> bool:
+        nonlocal may_go
+        may_go = is_stored(rows)
+        return may_go and not dry_run
+
+    store.evict_day(key, day, goes)
+    if may_go:
         report.evicted += 1
+    else:
+        report.staying[key, day] = "it has rows that the lake does not have"
 
 
 def _records(layout: Layout, key: SeriesKey, days: list[date]) -> dict[date, DayRecord]:

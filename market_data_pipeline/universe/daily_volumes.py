@@ -72,7 +72,6 @@ def refresh_daily_volumes(layout: Layout, market: Market) -> pa.Table:
         return known
     table = _updated(layout, market, keys, changed, known)
     with suppress(StorageError):  # without write access, the next call reads the files again
-        path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(path, table.replace_schema_metadata({_MARKS: json.dumps(now).encode()}))
     return table
 
@@ -88,8 +87,8 @@ def collect_daily_volumes(layout: Layout, keys: Iterable[SeriesKey], *, older_th
         older_than_seconds: Leave tables alone that were written more recently. Many small runs update them once.
     """
     for market in sorted({key.market for key in keys if is_collected(key)}):
-        stat = storage.stat(layout.daily_volumes(market))
-        if stat is None or time.time() - stat.mtime_ns / 1e9 >= older_than_seconds:
+        modified_ns = storage.modified_ns(layout.daily_volumes(market))
+        if modified_ns is None or time.time() - modified_ns / 1e9 >= older_than_seconds:
             with suppress(DamagedFileError):
                 refresh_daily_volumes(layout, market)
 
@@ -103,7 +102,7 @@ def _stored(layout: Layout, market: Market) -> tuple[pa.Table, Mapping[str, list
     """Return the table as it was stored, and the marks of its folders."""
     schema = volumes_schema(market)
     path = layout.daily_volumes(market)
-    if path.exists():
+    if storage.head(path) is not None:
         with suppress(DamagedFileError, ValueError, KeyError):  # what cannot be used is made again
             table = parquet.read_table(path)
             marks: dict[str, list[int]] = json.loads((table.schema.metadata or {})[_MARKS])
@@ -116,12 +115,8 @@ def _mark(layout: Layout, key: SeriesKey) -> list[int]:
 
     Files are replaced by rename, which changes the modification time of their folder.
     """
-    found = []
-    for folder in (layout.folder(key), layout.months(key)):
-        try:
-            found.append(folder.stat().st_mtime_ns)
-        except FileNotFoundError:
-            found.append(0)
+    revisions = (storage.revision(folder) for folder in (layout.folder(key), layout.months(key)))
+    found = [0 if revision is None else revision[0] for revision in revisions]
     return found if time.time_ns() - max(found) > _UNSETTLED_NS else []
 
 
@@ -188,7 +183,7 @@ def _compared(layout: Layout, key: SeriesKey, known: pa.Table | None) -> _Compar
         day, modified_ns = _numbers(known["day"].cast(pa.int32())), _numbers(known["modified_ns"])
         of_file = np.maximum(np.searchsorted(stored.day, day, side="right") - 1, 0)
         same = (day - stored.day[of_file] < stored.days[of_file]) & (day >= stored.day[of_file])
-        same &= modified_ns == stored.mtime_ns[of_file]
+        same &= modified_ns == stored.version[of_file]
         is_known = np.bincount(of_file[same], minlength=len(stored.day)) == stored.days
         kept = known.filter(pa.array(same & is_known[of_file]))
     columns = (column[~is_known].tolist() for column in stored)

@@ -370,7 +370,7 @@ def write_lock(path: Path, listings: Listings) -> Path:
     Raises:
         StorageError: the lock cannot be written.
     """
-    storage.write_bytes(lock_path(path), render_lock(listings).encode())
+    storage.put(lock_path(path), render_lock(listings).encode())
     return lock_path(path)
 
 

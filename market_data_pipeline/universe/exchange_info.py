@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.errors import RestAnswerError
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.schema import TIME
 from market_data_pipeline.model.series import Market
@@ -105,8 +105,7 @@ def store_snapshot(layout: Layout, market: Market, table: pa.Table) -> bool:
         StorageError: The data folder is not writable.
     """
     path = layout.exchange_info(market) / f"{table['day'][0].as_py()}.parquet"
-    if path.exists():
+    if storage.head(path) is not None:
         return False
-    path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(path, table)
     return True

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from market_data_pipeline.errors import DamagedFileError, StorageError
-from market_data_pipeline.lake import parquet
+from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.datasets import published_types
 from market_data_pipeline.model.series import DataType, Market
@@ -50,13 +50,12 @@ def refresh_tables(layout: Layout, listings: Listings) -> pa.Table:
     table = pa.concat_tables(parts)
     if not table.equals(_stored(layout, table.schema)):
         with suppress(StorageError):
-            layout.listings.parent.mkdir(parents=True, exist_ok=True)
             parquet.write_table(layout.listings, table)
     return table
 
 
 def _stored(layout: Layout, schema: pa.Schema) -> pa.Table:
-    if layout.listings.exists():
+    if storage.head(layout.listings) is not None:
         with suppress(DamagedFileError, pa.ArrowException, KeyError):  # what cannot be used is made again
             return parquet.read_table(layout.listings).replace_schema_metadata()
     return schema.empty_table()

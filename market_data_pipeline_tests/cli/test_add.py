@@ -55,7 +55,7 @@ def universe(world: World) -> str:
 
 
 def stored(world: World, key: SeriesKey) -> list[str]:
-    return [str(day) for day in storage.days_on_disk(world.layout.folder(key))]
+    return [str(day) for day in storage.list_dates(world.layout.folder(key))]
 
 
 def span(first: str, last: str) -> list[str]:

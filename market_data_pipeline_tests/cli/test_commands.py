@@ -21,6 +21,7 @@ import requests
 from click.testing import CliRunner, Result
 from pydantic_core import PydanticUndefined
 
+from market_data_pipeline import sandbox as made_up
 from market_data_pipeline.cli import main
 from market_data_pipeline.cli.demo import as_typed
 from market_data_pipeline.cli.download import concern_about
@@ -32,11 +33,11 @@ from market_data_pipeline.defs.platform.home import open_instance
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import Market
-from market_data_pipeline.sandbox import Delay, Status, WrongChecksum
+from market_data_pipeline.sandbox import Delay, Sandbox, Status, WrongChecksum
 from market_data_pipeline.settings import PREFIX, Settings
 from market_data_pipeline.universe import Universe, load_universe, parse_lock, parse_universe
 from market_data_pipeline_tests.support.shell import MarketData, shell
-from market_data_pipeline_tests.support.world import World, agg_trades, days, klines
+from market_data_pipeline_tests.support.world import World, agg_trades, days, klines, symbols_with
 
 PROJECT = Path(__file__).parents[2]
 
@@ -51,6 +52,7 @@ IMPERATIVES = {
     "List",
     "Look",
     "Merge",
+    "Publish",
     "Remove",
     "Run",
     "Serve",
@@ -98,7 +100,7 @@ def test_second_backfill_downloads_nothing(world: World, market_data: MarketData
     assert result.exit_code == 0, result.output
     assert "binance/spot/klines/BTCUSDT/1h: 7 days, 7 fetched; 168 rows" in result.stderr
     assert "7 days of 1 series: all there." in result.stderr
-    assert list(storage.days_on_disk(world.layout.folder(BTC))) == days("2026-02-02", "2026-02-08")
+    assert list(storage.list_dates(world.layout.folder(BTC))) == days("2026-02-02", "2026-02-08")
     world.forget()
     again = market_data(*ONE_WEEK)
     assert again.exit_code == 0
@@ -114,7 +116,7 @@ def test_failed_day_is_named_with_its_reason_and_exit_code_1(world: World, marke
     assert re.search(
         r"2 days failed:\n.*BTCUSDT/1h 2026-02-04: checksum: BTCUSDT-1h-2026-02-04.zip does", result.stderr
     )
-    assert len(storage.days_on_disk(world.layout.folder(BTC))) == 5
+    assert len(storage.list_dates(world.layout.folder(BTC))) == 5
     world.sandbox.faults.clear()
     world.forget()
     assert market_data(*ONE_WEEK).exit_code == 0
@@ -138,7 +140,7 @@ def test_ctrl_c_leaves_finished_days_stored(world: World, market_data: MarketDat
     assert process.returncode == 130
     assert "Stopped. Finished days are stored, and the same command continues from there." in said
     assert "Traceback" not in said
-    kept = list(storage.days_on_disk(world.layout.folder(BTC)))
+    kept = list(storage.list_dates(world.layout.folder(BTC)))
     assert kept
     assert all(parquet.read_table(world.layout.file(BTC, day)).num_rows == 24 for day in kept)
 
@@ -158,7 +160,7 @@ def test_days_outside_the_listing_are_skipped_and_reported(world: World, market_
     )
     assert result.exit_code == 0, result.output
     assert "LUNAUSDT/1d was listed from 2020-08-21 to 2022-05-13: 7 days are left out." in result.stderr
-    held = storage.days_on_disk(world.layout.folder(klines("LUNAUSDT", "1d")))
+    held = storage.list_dates(world.layout.folder(klines("LUNAUSDT", "1d")))
     assert list(held) == days("2022-05-10", "2022-05-13")
 
 
@@ -474,7 +476,7 @@ def test_add_writes_series_to_the_universe_and_fetches_them(world: World, market
     assert universe.listing(sol).first == days("2020-09-14", "2020-09-14")[0]
     assert universe.listing(BTC).first == days("2017-08-17", "2017-08-17")[0]
     for key in (sol, agg_trades("SOLUSDT", "um")):
-        assert list(storage.days_on_disk(world.layout.folder(key))) == days("2026-03-04", "2026-03-05")
+        assert list(storage.list_dates(world.layout.folder(key))) == days("2026-03-04", "2026-03-05")
     assert market_data("add", "SOLUSDT", "4h", "--market", "um", "--from", "2026-03-04").exit_code == 0
     assert (world.root / "universe.yaml").read_text() == text
 
@@ -484,7 +486,7 @@ def test_add_takes_several_symbols_and_a_month(world: World, market_data: Market
     assert result.exit_code == 0, result.output
     universe = load_universe(world.root / "universe.yaml")
     for key in (klines(symbol, interval) for symbol in ("SOLUSDT", "BTCUSDT") for interval in ("1d", "4h")):
-        assert days("2026-03-01", "2026-03-05")[:4] == list(storage.days_on_disk(world.layout.folder(key)))[:4]
+        assert days("2026-03-01", "2026-03-05")[:4] == list(storage.list_dates(world.layout.folder(key)))[:4]
         assert universe.start(key) <= days("2026-03-01", "2026-03-01")[0]
 
 
@@ -501,7 +503,7 @@ def test_add_begins_a_universe(world: World, market_data: MarketData) -> None:
     result = market_data("add", "LUNAUSDT", "1d", "--through", "2020-09-01")
     assert result.exit_code == 0, result.output
     assert "LUNAUSDT/1d is collected from 2020-08-21 on" in result.stderr
-    held = storage.days_on_disk(world.layout.folder(klines("LUNAUSDT", "1d")))
+    held = storage.list_dates(world.layout.folder(klines("LUNAUSDT", "1d")))
     assert list(held) == days("2020-08-21", "2020-09-01")
 
 
@@ -717,8 +719,9 @@ def test_hints_name_the_command_where_only_the_module_is_there(tmp_path: Path, m
 
 @pytest.mark.slow
 def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of eight days, which show all that the demo's own number does."""
-    monkeypatch.setattr(sys.modules[as_typed.__module__], "_DAYS", 8)
+    """Of five days with few trades, which show all that the demo's own numbers do."""
+    monkeypatch.setattr(sys.modules[as_typed.__module__], "_DAYS", 5)
+    monkeypatch.setattr(made_up, "Sandbox", partial(Sandbox, symbols=symbols_with(2_000)))
 
     def demo() -> Result:
         # A process that has brought days has their root in its environment, for Dagster; a new shell has not.
@@ -729,9 +732,9 @@ def test_demo_shows_all_of_it_and_downloads_nothing_twice(tmp_path: Path, monkey
 
     first = demo()
     assert first.exit_code == 0, first.output
-    assert "96 days of 12 series: all there." in first.stderr
+    assert "60 days of 12 series: all there." in first.stderr
     # The demo runs on the real clock: until 08:00 yesterday has no archive yet, until 01:00 today has no hourly candle.
-    assert re.search(r"um/aggTrades/BTCUSDT +\S+ +\S+ +[67] +[12] +0 +0 ", first.stdout)
+    assert re.search(r"um/aggTrades/BTCUSDT +\S+ +\S+ +[34] +[12] +0 +0 ", first.stdout)
     assert len(re.findall(r"│ \d{4}-\d\d-\d\d │", first.stdout)) in (4, 5)  # the first answer has a row a day
     assert "market-data demo --ui" in first.stdout
     assert 'curl "http://127.0.0.1:8000/api/v1/market/candles/BTCUSDT/1h?limit=3' in first.stdout

@@ -52,7 +52,7 @@ def test_closed_months_lose_their_daily_files_an_hour_later(world: World, market
     assert market_data("sql", COUNT).stdout == before
     world.at(LATER)
     assert "0 months of 0 series closed, 59 files of days removed." in market_data("compact").stderr
-    assert set(storage.days_on_disk(world.layout.folder(HOURS))) == set(WANTED).difference(CLOSED)
+    assert set(storage.list_dates(world.layout.folder(HOURS))) == set(WANTED).difference(CLOSED)
     assert market_data("sql", COUNT).stdout == before
     assert "0 months of 0 series closed, 0 files of days removed." in market_data("compact").stderr
 

@@ -20,6 +20,9 @@ from market_data_pipeline_tests.support.shell import MarketData, shell
 from market_data_pipeline_tests.support.world import World, utc
 from market_data_pipeline_tests.support.world import days as days_from_to
 
+TRADES_A_DAY = 20_000
+"""Whose size is what a plan expects of them."""
+
 UNIVERSE = """\
 collect:
   - market: spot

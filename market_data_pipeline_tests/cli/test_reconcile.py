@@ -14,6 +14,9 @@ from market_data_pipeline.lake import parquet
 from market_data_pipeline_tests.support.shell import MarketData, shell
 from market_data_pipeline_tests.support.world import World, agg_trades, days, klines
 
+TRADES_A_DAY = 20_000
+"""So that each minute has some."""
+
 MINUTES, FIVE, TRADES = klines("BTCUSDT", "1m", "um"), klines("BTCUSDT", "5m", "um"), agg_trades("BTCUSDT", "um")
 WANTED = days("2026-03-02", "2026-03-03")
 

@@ -198,7 +198,7 @@ def test_a_closed_month_goes_with_its_last_day(world: World, monkeypatch: pytest
     market_data = shell(world, monkeypatch, text, LOCK)
     world.ingest(HOURS, days("2026-01-01", "2026-03-04"))
     assert market_data("compact").exit_code == 0
-    assert storage.days_on_disk(world.layout.months(HOURS), storage.MONTHS).keys() == {
+    assert storage.list_dates(world.layout.months(HOURS), storage.MONTHS).keys() == {
         date(2026, 1, 1),
         date(2026, 2, 1),
     }

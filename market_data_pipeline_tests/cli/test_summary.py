@@ -10,7 +10,7 @@ from typing import IO
 
 import pytest
 
-from market_data_pipeline.lake import storage
+from market_data_pipeline.lake.storage import disk
 from market_data_pipeline.sandbox import CutBody, WrongChecksum
 from market_data_pipeline_tests.support.shell import MarketData, shell
 from market_data_pipeline_tests.support.world import World
@@ -83,14 +83,14 @@ def test_monthly_files_that_fail_are_counted(world: World, market_data: MarketDa
 
 
 def test_full_disk_is_one_line(market_data: MarketData, monkeypatch: pytest.MonkeyPatch) -> None:
-    create = storage._new_file
+    create = disk._new_file
 
     def full(path: Path) -> IO[bytes]:
         if "klines" in path.parts:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return create(path)
 
-    monkeypatch.setattr(storage, "_new_file", full)
+    monkeypatch.setattr(disk, "_new_file", full)
     result = market_data("backfill", *FEBRUARY)
     assert result.exit_code == 1
     (line,) = faults_in(result.stderr)

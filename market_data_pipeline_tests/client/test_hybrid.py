@@ -298,4 +298,4 @@ def test_another_process_sees_a_row_at_once(world: LiveLake) -> None:
             world.live(BTC, D2, hour, hour + 1)
             assert rows_seen() == 24 + hour + 1
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(600) == 0

@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 
 from market_data_pipeline import MarketData
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
 COUNT = "SELECT count(*) AS n FROM binance_spot.klines"
 PATIENCE = 60
+FORKS = sized(2, 20)
+"""While other threads query."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lake.root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def market(root: Path) -> MarketData:
     """One that has answered in every way, so that its connections are open and Arrow's threads run."""
     market = MarketData(root)
@@ -107,12 +110,12 @@ def test_fork_while_other_threads_query(market: MarketData) -> None:
     with ThreadPoolExecutor(2) as threads:
         waiting = [threads.submit(query) for _ in range(2)]
         try:
-            answers = [forked(lambda: [ask(market) for ask in ASKED]) for _ in range(3)]
+            answers = [forked(lambda: [ask(market) for ask in ASKED]) for _ in range(FORKS)]
         finally:
             over.set()
         for one in waiting:
             one.result()
-    assert answers == ["[240, 240, 240, 240]"] * 3
+    assert answers == ["[240, 240, 240, 240]"] * FORKS
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.universe.listings import DELISTED_AFTER
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import day_table, series
 
 DAY = timedelta(days=1)
@@ -254,7 +255,7 @@ def link(one: Path, other: Path, days: Mapping[str, Sequence[date]]) -> None:
             Layout(other).file(key, day).hardlink_to(Layout(one).file(key, day))
 
 
-@settings(max_examples=25)
+@settings(max_examples=sized(10, 50))
 @given(volumes=histories(), known=st.integers(1, LENGTH - 1), with_lock=st.booleans())
 def test_later_days_do_not_change_an_answer(volumes: Volumes, known: int, with_lock: bool) -> None:
     """A query for a date gives the same answer on a lake that ends there and on one that goes on."""

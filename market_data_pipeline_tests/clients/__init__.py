@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PROJECT_ROOT = HERE.parents[1]
 
 
-def run_client(tool: str, script: str, *arguments: str) -> Any:
+def run_client(tool: str, script: str, *arguments: str, seconds: float = 300) -> Any:
     """Run a script of this folder with the interpreter of a tool. Return the JSON of its last line on stdout.
 
     Skips the test if the tool is not installed.
@@ -26,6 +26,6 @@ def run_client(tool: str, script: str, *arguments: str) -> Any:
     if not (python.parent.parent / ".installed").exists():
         pytest.skip(f"{tool} is not installed; `make test-clients` installs it and runs this test")
     command = [str(python), "-I", str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

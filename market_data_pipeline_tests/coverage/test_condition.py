@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,9 +24,10 @@ from market_data_pipeline.model.series import ListingSpans, Market
 from market_data_pipeline.model.states import Condition
 from market_data_pipeline.sql.file_lists import stored_series
 from market_data_pipeline.sql.publish import publish_catalog
-from market_data_pipeline.sql.views import statements
+from market_data_pipeline.sql.views import create_schema, definitions
 from market_data_pipeline.universe import Universe
 from market_data_pipeline.universe.resolved import CollectedType, Entry, Since
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 BTC, TRADES = series("BTCUSDT", "1h"), series("BTCUSDT")
@@ -72,16 +75,26 @@ def records(draw: st.DrawFn) -> DayRecord:
     )
 
 
-@pytest.fixture(autouse=True)
-def _on_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "now", lambda: datetime.combine(TODAY, time(12), UTC))
+@pytest.fixture(autouse=True, scope="module")
+def _on_a_day() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "now", lambda: datetime.combine(TODAY, time(12), UTC))
+        yield
 
 
-def in_sql(lake: SmallLake, query: str) -> list[Any]:
-    with duckdb.connect() as connection:
-        for statement in statements(stored_series(lake.layout), marked=False):
-            connection.execute(statement)
-        return connection.execute(query).fetchall()
+@pytest.fixture(scope="module")
+def session() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as session:
+        session.execute(create_schema("quality"))
+        yield session
+
+
+def in_sql(session: duckdb.DuckDBPyConnection, lake: SmallLake, query: str) -> list[Any]:
+    """The answer of the view over a lake. It replaces that of the lake before."""
+    for one in definitions(stored_series(lake.layout), marked=False):
+        if (one.schema, one.name) == ("quality", "condition"):
+            session.execute(one.sql())
+    return session.execute(query).fetchall()
 
 
 def in_python(lake: SmallLake, universe: Universe) -> list[DayCondition]:
@@ -89,9 +102,11 @@ def in_python(lake: SmallLake, universe: Universe) -> list[DayCondition]:
     return list(conditions(rows, days_to_collect(universe, BTC), universe.listing(BTC), TODAY))
 
 
-@settings(max_examples=40)
+@settings(max_examples=sized(30, 100))
 @given(st.lists(records(), max_size=12), st.integers(-3, 25), st.sets(st.integers(0, 22), max_size=4))
-def test_sql_and_python_agree_on_every_day(rows: list[DayRecord], start: int, edges: set[int]) -> None:
+def test_sql_and_python_agree_on_every_day(
+    session: duckdb.DuckDBPyConnection, rows: list[DayRecord], start: int, edges: set[int]
+) -> None:
     spans, ends = [], [NOW_FIRST + timedelta(days=n) for n in sorted(edges)]
     for n in range(0, len(ends), 2):
         if ends[n] > TODAY:
@@ -103,7 +118,7 @@ def test_sql_and_python_agree_on_every_day(rows: list[DayRecord], start: int, ed
         lake.note(BTC, *rows)
         record_collected(lake.layout, universe)
         columns = "day, condition, reason, evidence, last_modified, checksum, archive_sha256"
-        answer = in_sql(lake, f"SELECT {columns} FROM quality.condition ORDER BY day")
+        answer = in_sql(session, lake, f"SELECT {columns} FROM quality.condition ORDER BY day")
         expected = in_python(lake, universe)
     assert [DayCondition(day, Condition(word), *rest) for day, word, *rest in answer] == expected
     assert [one.day for one in expected] == sorted({one.day for one in expected})
@@ -140,12 +155,12 @@ def test_each_condition_has_its_reason_and_evidence(tmp_path: Path) -> None:
     ]
 
 
-def test_collected_days_without_a_record_have_a_row(tmp_path: Path) -> None:
+def test_collected_days_without_a_record_have_a_row(tmp_path: Path, session: duckdb.DuckDBPyConnection) -> None:
     """Also of a series that was never fetched, up to today, and between two listings."""
     lake = SmallLake(tmp_path)
     ago = [TODAY - timedelta(days=n) for n in range(8)]
     record_collected(lake.layout, collecting(ago[6], (ago[7], ago[5]), (ago[2], None)))
-    assert in_sql(lake, "SELECT symbol, day, condition, reason FROM quality.condition ORDER BY day") == [
+    assert in_sql(session, lake, "SELECT symbol, day, condition, reason FROM quality.condition ORDER BY day") == [
         ("BTCUSDT", ago[6], "missing", "never_fetched"),
         ("BTCUSDT", ago[5], "missing", "never_fetched"),
         ("BTCUSDT", ago[4], "explained", "not_listed"),
@@ -189,26 +204,39 @@ SELECTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("selection", SELECTIONS, ids=str)
-def test_selection_answers_like_the_whole_lake(tmp_path: Path, selection: dict[str, Any]) -> None:
-    """Also where files and ledgers differ, inside the selection and outside of it."""
-    lake = SmallLake(tmp_path)
+@pytest.fixture(scope="module")
+def differing(tmp_path_factory: pytest.TempPathFactory) -> SmallLake:
+    """A lake whose files and ledgers differ."""
+    lake = SmallLake(tmp_path_factory.mktemp("differing"))
     keys = [BTC, TRADES, series("ETHUSDT", "1h"), series("ETHUSDT", "1d"), series("ETHUSDT", "1h", "um")]
     for number, key in enumerate(keys):
         lake.put(key, [FIRST + timedelta(days=n) for n in (0, 1, 3 + number)])
         lake.layout.file(key, FIRST + timedelta(days=1)).unlink()
         lake.write_file(key, FIRST + timedelta(days=2))
-    whole = MarketData(tmp_path).condition().df()
+    return lake
+
+
+@pytest.fixture(scope="module")
+def whole_of_it(differing: SmallLake) -> pd.DataFrame:
+    return MarketData(differing.root).condition().df()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=str)
+def test_selection_answers_like_the_whole_lake(
+    differing: SmallLake, whole_of_it: pd.DataFrame, selection: dict[str, Any]
+) -> None:
+    """Also where files and ledgers differ, inside the selection and outside of it."""
+    assert {"failed", "final", "never_fetched"} <= set(whole_of_it["reason"])
+    whole = whole_of_it
     for name, value in selection.items():
         whole = whole[whole[{"symbols": "symbol"}.get(name, name)].isin([value] if isinstance(value, str) else value)]
 
-    market = MarketData(tmp_path)
+    market = MarketData(differing.root)
     narrow = market.condition(**selection)
     market.condition("BTCUSDT", interval="1h").arrow()  # corrects other ledgers in between
 
     assert len(narrow) > 0
     assert narrow.df().equals(whole.reset_index(drop=True))
-    assert {"failed", "final", "never_fetched"} <= set(whole["reason"])
 
 
 def test_selection_of_an_unknown_data_type_is_refused(tmp_path: Path) -> None:
@@ -216,11 +244,11 @@ def test_selection_of_an_unknown_data_type_is_refused(tmp_path: Path) -> None:
         MarketData(tmp_path).condition(data_type="candles")
 
 
-def test_days_to_collect_fill_holes_around_the_record(tmp_path: Path) -> None:
+def test_days_to_collect_fill_holes_around_the_record(tmp_path: Path, session: duckdb.DuckDBPyConnection) -> None:
     """The first day to collect is on record, before it, or after it; each day has one row."""
     for first in (TODAY - timedelta(days=6), TODAY - timedelta(days=4), TODAY - timedelta(days=2), TODAY):
         lake = SmallLake(tmp_path / str(first))
         lake.put(BTC, [TODAY - timedelta(days=4), TODAY - timedelta(days=3)])
         record_collected(lake.layout, collecting(first))
-        days = [day for (day,) in in_sql(lake, "SELECT day FROM quality.condition ORDER BY day")]
+        days = [day for (day,) in in_sql(session, lake, "SELECT day FROM quality.condition ORDER BY day")]
         assert days == clock.days_between(min(first, TODAY - timedelta(days=4)), TODAY)

@@ -162,8 +162,8 @@ def test_code_location_imports_no_module_of_a_run_or_a_tick(tmp_path: Path, monk
     monkeypatch.setenv("MARKET_DATA_UNIVERSE", str(universe))
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
     loaded = loaded_anew(_IMPORTED)
-    assert loaded["assets"] == 14  # three series, a tradeProfile, coverage, exchangeInfo and live of each market
-    libraries = {"numpy", "pyarrow", "duckdb", "pandas", "polars", "requests", "urllib3", "isal"}
+    assert loaded["assets"] == 16  # of each market: three series, tradeProfile, coverage, exchangeInfo, live, iceberg
+    libraries = {"numpy", "pyarrow", "duckdb", "pandas", "polars", "requests", "urllib3", "isal", "pyiceberg"}
     assert libraries.intersection(loaded["modules"]) == set()
     rooms = (
         "ingest",
@@ -216,6 +216,6 @@ def test_code_location_with_400_assets_loads_quickly(tmp_path: Path, monkeypatch
     monkeypatch.setenv("MARKET_DATA_DIR", str(tmp_path / "data"))
 
     runs = [loaded_anew(_LOAD) for _ in range(3)]
-    assert runs[0]["assets"] == 57 * 7 + 3  # and coverage, exchange_info and live
+    assert runs[0]["assets"] == 57 * 7 + 4  # and coverage, exchange_info, live and iceberg
     # Processor time beside that of Dagster's import, so that a slow machine does not matter.
     assert min(run["seconds"] / run["dagster"] for run in runs) < 5

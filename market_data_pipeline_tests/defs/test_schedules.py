@@ -215,6 +215,7 @@ def test_nothing_downloads_before_somebody_turns_it_on(project: Project) -> None
         "repair": "STOPPED",
         "verify": "STOPPED",
         "exchange_info_daily": "STOPPED",
+        "iceberg_hourly": "STOPPED",
         "compact": "STOPPED",
         "prune": "RUNNING",
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal, localcontext
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -19,6 +20,7 @@ from market_data_pipeline.derived.trade_profile import trade_profile
 from market_data_pipeline.model.lineage import profile_of, source_of
 from market_data_pipeline.model.schema import TRADE_PROFILE_SCHEMA
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
+from market_data_pipeline_tests.support.full_size import sized
 
 DAY = datetime(2024, 1, 1)  # noqa: DTZ001  # the lake's times have no zone
 SENTINEL = -1
@@ -32,6 +34,12 @@ class Trade:
     buyer_is_maker: bool = False
     seconds: int = 0
     sentinel: bool = False
+
+
+@cache
+def session() -> duckdb.DuckDBPyConnection:
+    """One for all tests: to open a DuckDB takes longer than most of them."""
+    return duckdb.connect()
 
 
 def relation(trades: Sequence[Trade]) -> duckdb.DuckDBPyRelation:
@@ -50,7 +58,7 @@ def relation(trades: Sequence[Trade]) -> duckdb.DuckDBPyRelation:
             "is_buyer_maker": pa.array([t.buyer_is_maker for t in trades], pa.bool_()),
         }
     )
-    return duckdb.connect().from_arrow(table)
+    return session().from_arrow(table)
 
 
 def profile(trades: Sequence[Trade], *, inverse: bool = False, level_size: float = 0.0) -> list[dict[str, Any]]:
@@ -100,7 +108,7 @@ a_trade = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=sized(30, 100))
 @given(
     trades=st.lists(a_trade, min_size=1, max_size=30).filter(lambda found: not all(t.sentinel for t in found)),
     inverse=st.booleans(),
@@ -113,7 +121,7 @@ def test_profile_equals_sums_of_exact_decimals(trades: list[Trade], inverse: boo
         assert row[name] == pytest.approx(float(expected), rel=1e-12, abs=1e-7), name
 
 
-@settings(max_examples=40)
+@settings(max_examples=sized(20, 60))
 @given(price=st.integers(1, 10**14).map(lambda n: Decimal(n).scaleb(-8)))
 def test_level_is_a_power_of_ten_up_to_a_ten_thousandth_of_price(price: Decimal) -> None:
     [row] = profile([Trade(price, Decimal(1))])

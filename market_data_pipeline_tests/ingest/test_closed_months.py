@@ -76,7 +76,7 @@ def test_closed_month_is_verified_by_day(world: World) -> None:
     month = world.layout.month(HOURS, JANUARY[0])
     held = read_month(month, lake_schema(HOURS.market, HOURS.data_type))
     swapped = held[JANUARY[7]]._replace(table=held[JANUARY[8]].table)
-    storage.write_bytes(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
+    storage.put(month, encode_month([*(held | {JANUARY[7]: swapped}).values()], spec_of(HOURS)))
     faults = {proof.day: proof.fault for proof in verify_days(world.layout, HOURS, JANUARY) if proof.fault}
     assert list(faults) == [JANUARY[7]]
     assert f"{month} does not match its footer (the first or last open_time differs)" in faults[JANUARY[7]]

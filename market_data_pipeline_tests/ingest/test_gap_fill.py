@@ -27,6 +27,7 @@ from market_data_pipeline.sandbox import Fault, GeneratedSymbol, MissingRows, Sa
 from market_data_pipeline.sandbox.damage import scrambled
 from market_data_pipeline.sandbox.rest import AGG_TRADES_DAYS
 from market_data_pipeline.sources.rate_limit import WeightBudget
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.world import World, agg_trades, days, klines
 
 DAYS = days("2026-02-01", "2026-02-10")
@@ -139,7 +140,7 @@ def missing_of(had: Mapping[date, pa.Table], outcomes: Sequence[DayOutcome], hel
     return sum(had[one.day].num_rows - held[one.day].num_rows for one in outcomes)
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=sized(4, 20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=SEEDS, conflicts=CONFLICTS, lacking=st.dictionaries(st.sampled_from(DAYS), SPANS, max_size=4))
 @example(seed=1, conflicts=set(), lacking={DAYS[4]: (600, 700)})
 # What REST lacks lies where the archive is cut short, so that what it has of the rest is brought from the next day.
@@ -148,7 +149,7 @@ def missing_of(had: Mapping[date, pa.Table], outcomes: Sequence[DayOutcome], hel
 def test_the_lake_is_what_the_exchange_had_or_the_day_failed(
     exchange: Exchange, key: SeriesKey, seed: int, conflicts: set[date], lacking: dict[date, Span]
 ) -> None:
-    """A case is one day of one series, brought from its scrambled archive and compared: 12 x 10 x 3 = 360 cases.
+    """A case is one day of one series, brought from its scrambled archive and compared: 6 x 10 x 3 = 180 cases.
 
     Rows are dropped, repeated and put out of order in every one. Of up to 2 days of 10 the archive contradicts itself,
     and those fail. Of up to 4 REST lacks a span of rows as well, within which nothing is invented: such candles are an
@@ -166,14 +167,14 @@ def test_the_lake_is_what_the_exchange_had_or_the_day_failed(
         assert found[verdict] == had.num_rows - there.num_rows, (day, seed)
 
 
-@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=sized(2, 6), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=SEEDS, conflicts=CONFLICTS, status=st.sampled_from([403, 503]))
 @example(seed=1, conflicts=set(), status=503)
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_without_rest_the_lake_has_the_archive_only(
     exchange: Exchange, key: SeriesKey, seed: int, conflicts: set[date], status: int
 ) -> None:
-    """A case is one day of one series, as above: 4 x 10 x 3 = 120 cases. The rows that lack are all told of."""
+    """A case is one day of one series, as above: 3 x 10 x 3 = 90 cases. The rows that lack are all told of."""
     faults = scramble(key, seed, conflicts)
     results, held = exchange.brought(key, [*faults.values(), Status(path="^/f?api/", status=status)])
     outcomes = list(sound(results, conflicts))

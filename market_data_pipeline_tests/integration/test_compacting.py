@@ -21,12 +21,13 @@ from market_data_pipeline.settings import load_settings
 from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline_tests.integration.test_readers import end_reader, start_reader
 from market_data_pipeline_tests.support import compacting_process
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.processes import PYTHON, until
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 pytestmark = pytest.mark.slow
 
-READERS = 2
+READERS = sized(1, 2)
 BTC = series("BTCUSDT", "1h")
 MONTHS = [clock.days_of_month(date(2024, month, 1)) for month in range(1, 7)]
 
@@ -38,6 +39,14 @@ def test_readers_see_each_day_once_during_killed_compactions(tmp_path: Path) -> 
         lake.put(BTC, MONTHS[0])
         publish_catalog(lake.layout)
         readers = [stack.enter_context(start_reader(tmp_path, "1h", dict(os.environ))) for _ in range(READERS)]
+        compacting = stack.enter_context(
+            subprocess.Popen(
+                [PYTHON, compacting_process.__file__, str(tmp_path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
         for process in readers:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
@@ -45,17 +54,14 @@ def test_readers_see_each_day_once_during_killed_compactions(tmp_path: Path) -> 
             lake.put(BTC, month)
             if compacting_process.STEPS[step][1] == "remove":
                 grace_is_over(lake.layout.month(BTC, MONTHS[0][0]))
-            killed = subprocess.run(
-                [PYTHON, compacting_process.__file__, str(tmp_path), step], check=False, timeout=240
-            )
-            assert killed.returncode == -signal.SIGKILL, step
+            assert ended(compacting, step) == -signal.SIGKILL, step
             report = compact(settings, [BTC])
             assert (report.troubles, report.removed) == ({}, 0)
         seen = [end_reader(process) for process in readers]
 
     days = [day for month in MONTHS for day in month]
     assert list(day_files(lake.layout, BTC)) == days
-    assert days[0] not in storage.days_on_disk(lake.layout.folder(BTC))  # whose grace period was over
+    assert days[0] not in storage.list_dates(lake.layout.folder(BTC))  # whose grace period was over
     assert not corrected(lake.layout, [BTC]).to_pylist()
     assert [path.name for path in tmp_path.rglob("*") if path.name.endswith(storage.TEMPORARY)] == []
     for of_one in seen:
@@ -63,6 +69,15 @@ def test_readers_see_each_day_once_during_killed_compactions(tmp_path: Path) -> 
             assert counts == sorted(counts), way
             assert counts[-1] == (2 if way == "catalog" else 1) * len(days), way
         assert len(of_one["frame"]) > 3  # it did read while months were closed
+
+
+def ended(compacting: subprocess.Popen[str], step: str) -> int:
+    """Compact until a step, and return the exit code."""
+    assert compacting.stdin is not None
+    assert compacting.stdout is not None
+    compacting.stdin.write(f"{step}\n")
+    compacting.stdin.flush()
+    return int(compacting.stdout.readline())
 
 
 def grace_is_over(month: Path) -> None:

@@ -20,8 +20,9 @@ from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.provenance import Provenance
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.sandbox import Delay, Sandbox
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.processes import Desk, until
-from market_data_pipeline_tests.support.world import agg_trades, days, klines
+from market_data_pipeline_tests.support.world import agg_trades, days, klines, symbols_with
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ KEYS = (klines("BTCUSDT", "1m"), agg_trades("BTCUSDT"), klines("ETHUSDT", "1h", 
 WANTED = days("2024-01-11", "2024-01-31")  # no whole month, so that each day has an archive of its own
 BACKFILL = ("backfill", "--from", str(WANTED[0]), "--through", str(WANTED[-1]))
 THREADS = 4
-KILLS = 6
+KILLS = sized(3, 12)
 SETTINGS = {"DOWNLOAD_THREADS": THREADS, "MAX_PARTITIONS_PER_RUN": 7}
 """Several Dagster runs a series, so that kills meet events and ledgers, too, and not only downloads."""
 
@@ -60,7 +61,7 @@ class Attempt:
 
 @pytest.fixture
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox() as sandbox:
+    with Sandbox(symbols=symbols_with(500)) as sandbox:
         sandbox.faults.add(Delay(latency=0.02))
         yield sandbox
 
@@ -108,7 +109,7 @@ def kill_somewhere(desk: Desk, sandbox: Sandbox, chance: random.Random, requests
             until(
                 lambda: len(sandbox.requests) >= before + after or process.poll() is not None,
                 f"{after} requests",
-                seconds=60,
+                seconds=900,
                 pause=0.002,
             )
         time.sleep(chance.uniform(0, 0.15 if after else 2))

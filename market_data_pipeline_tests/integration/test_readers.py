@@ -16,6 +16,7 @@ from market_data_pipeline.cli import main
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.sandbox import MissingChecksum, Sandbox
 from market_data_pipeline_tests.support import reader_process
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.processes import PYTHON, Desk
 from market_data_pipeline_tests.support.world import days, klines
 
@@ -29,8 +30,8 @@ collect:
     klines: {intervals: [1m], from: 2024-01-01}
 """
 BTC, ETH = (klines(symbol, "1m") for symbol in reader_process.SYMBOLS)
-PROVISIONAL = days("2024-01-11", "2024-01-25")
-ALL = days("2024-01-11", "2024-03-10")
+PROVISIONAL = days("2024-01-11", "2024-01-18")
+ALL = days("2024-01-11", sized("2024-02-04", "2024-03-10"))
 
 
 def test_readers_see_whole_days_while_days_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,7 @@ def start_reader(root: Path, interval: str, environment: Mapping[str, str]) -> s
 
 def end_reader(process: subprocess.Popen[str]) -> dict[str, list[int]]:
     """Let a reader end after the round that it is in; return how many days it has seen in each way, round by round."""
-    said, complaint = process.communicate(timeout=240)
+    said, complaint = process.communicate(timeout=900)
     assert process.returncode == 0, complaint
     found: dict[str, list[int]] = json.loads(said)
     return found

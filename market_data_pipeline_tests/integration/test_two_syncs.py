@@ -20,9 +20,9 @@ from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.series import SeriesKey
-from market_data_pipeline.sandbox import LoggedRequest
+from market_data_pipeline.sandbox import LoggedRequest, Sandbox
 from market_data_pipeline.settings import PREFIX
-from market_data_pipeline_tests.support.world import World, agg_trades, klines
+from market_data_pipeline_tests.support.world import World, agg_trades, klines, symbols_with
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +84,10 @@ class Owner:
 
 
 @pytest.fixture
-def owner(world: World) -> Owner:
-    return Owner(world)
+def owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
+    """With some pages of trades a day."""
+    with Sandbox(symbols=symbols_with(3_000)) as sandbox:
+        yield Owner(World(tmp_path, sandbox, monkeypatch))
 
 
 @pytest.fixture
@@ -115,10 +117,16 @@ def newest(instance: dg.DagsterInstance, key: SeriesKey, day: date) -> dg.AssetM
     return found
 
 
-def test_second_sync_requests_new_rows_and_equals_a_full_fetch(
+def test_later_syncs_request_new_rows_and_equal_a_full_fetch(
     owner: Owner, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     owner.sync("2026-03-05T12:00:30")
+    asked = owner.sync("2026-03-05T12:00:40")
+    # No candle has closed since; only trades can have come.
+    assert [request.path for request in asked if request.path.startswith("/data/")] == []
+    assert {request.path.rsplit("/", 1)[-1] for request in asked} <= {"aggTrades", "klines"}
+    for key in TRADES:
+        assert all("fromId" in query for query in rest(asked, key))
     first = {key: owner.rows(key, TODAY) for key in KEYS}
 
     asked = owner.sync("2026-03-05T12:20:30")
@@ -142,16 +150,6 @@ def test_second_sync_requests_new_rows_and_equals_a_full_fetch(
         assert on_record["action"].value == "extended"
         assert on_record["dagster/partition_row_count"].value == extended.num_rows
         assert on_record["content sha256"].value == content_sha256(extended)
-
-
-def test_sync_without_news_requests_no_stored_day(owner: Owner) -> None:
-    owner.sync("2026-03-05T12:00:30")
-    asked = owner.sync("2026-03-05T12:00:40")
-    # No candle has closed since; only trades can have come.
-    assert [request.path for request in asked if request.path.startswith("/data/")] == []
-    assert {request.path.rsplit("/", 1)[-1] for request in asked} <= {"aggTrades", "klines"}
-    for key in TRADES:
-        assert all("fromId" in query for query in rest(asked, key))
 
 
 def test_day_becomes_final_after_midnight_and_equals_its_archive(

@@ -66,9 +66,10 @@ REPLACED = date(2026, 2, 24)
 OUTAGE = date(2026, 2, 25)
 REFUSED = date(2026, 3, 3)
 
-UNEVENTFUL = days("2026-02-20", "2026-02-21") + days("2026-02-27", "2026-02-28") + days("2026-03-04", "2026-03-05")
-LOOKS = (0, 1, 6, 12, 18)
-"""Hours of an uneventful day at which the schedule ``hourly`` ticks. The others would be alike, at 0.1 s a run."""
+LOOKS = frozenset({0, 1, 12})
+"""Hours of a day at which the schedule ``hourly`` ticks. The others would be alike, at 0.1 s a run."""
+EVENTFUL = dict.fromkeys((date(2026, 2, 23), OUTAGE, date(2026, 3, 1)), LOOKS.union(range(9, 20)))
+"""Days on which REST, the exchange or the archive is off from about ten o'clock on: it ticks at these hours, too."""
 
 DAYS, EVERY = 14.5, timedelta(minutes=30)
 """How long it lasts, and how often the sensor looks."""
@@ -101,7 +102,9 @@ class Daemon:
     def live(self, start: str, end: str) -> None:
         """Let time go by."""
         for moment, name in self._ticks(utc(start), utc(end)):
-            if name == "hourly" and moment.date() in UNEVENTFUL and moment.hour not in LOOKS:
+            if name == "hourly" and moment.hour not in EVENTFUL.get(moment.date(), LOOKS):
+                continue
+            if name == "iceberg_hourly" and moment.hour != 12:  # once a day shows as much
                 continue
             self.ticks[name] += 1
             self.world.at(moment.replace(tzinfo=None).isoformat())
@@ -312,12 +315,12 @@ def test_two_weeks_by_schedules_and_sensors_alone(world: World, daemon: Daemon) 
     daemon.live("2026-03-01T12:00", "2026-03-06T12:00")
 
     assert daemon.ticks == {
-        "hourly": 24 * DAYS - (24 - len(LOOKS)) * len(UNEVENTFUL),
+        "hourly": sum(len(EVENTFUL.get(day, LOOKS)) for day in FORTNIGHT) + 2,  # until noon of the last day
         "repair": 24 * DAYS,
         "archive_published": 48 * DAYS,  # every half hour, see the settings
         **dict.fromkeys(["daily", "trade_profiles_daily", "coverage_daily", "exchange_info_daily"], 15),
         "verify": 2,  # on Sundays
-        **dict.fromkeys(["compact", "prune"], 14),
+        **dict.fromkeys(["compact", "prune", "iceberg_hourly"], 14),
     }
     assert set(daemon.runs) == daemon.names()
     assert Counter(daemon.failed) == {

@@ -46,11 +46,16 @@ HOURS, MINUTES = series("BTCUSDT", "1h"), series("ETHUSDT", "1m")
 JANUARY, FEBRUARY = days_from("2024-01-01", 31), days_from("2024-02-01", 29)
 
 
+@pytest.fixture(scope="module")
+def two_months(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return filled(tmp_path_factory.mktemp("months") / "data").root
+
+
 @pytest.fixture
-def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
+def lake(two_months: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SmallLake:
     """January and February 2024 of an hourly series, looked at in the middle of March."""
     monkeypatch.setattr(clock, "now", lambda: datetime(2024, 3, 15, 12, tzinfo=UTC))
-    return filled(tmp_path)
+    return SmallLake(shutil.copytree(two_months, tmp_path, dirs_exist_ok=True))
 
 
 def filled(root: Path) -> SmallLake:
@@ -64,7 +69,7 @@ def all_rows(lake: SmallLake, key: SeriesKey = HOURS) -> pa.Table:
 
 
 def own_files(lake: SmallLake, key: SeriesKey = HOURS) -> list[date]:
-    return list(storage.days_on_disk(lake.layout.folder(key)))
+    return list(storage.list_dates(lake.layout.folder(key)))
 
 
 def remove_own_files(lake: SmallLake, key: SeriesKey = HOURS) -> int:
@@ -218,7 +223,7 @@ def test_damaged_month_fails_its_days_until_they_are_fetched(lake: SmallLake) ->
 def test_day_missing_from_a_month_is_named(lake: SmallLake) -> None:
     month = lake.layout.month(HOURS, JANUARY[0])
     days = [DayInMonth(*read_day_file(held)) for held in day_files_between(lake.layout, HOURS, JANUARY[0], JANUARY[-2])]
-    storage.write_bytes(month, encode_month(days, spec_of(HOURS)))
+    storage.put(month, encode_month(days, spec_of(HOURS)))
     held = DayFile(HOURS, JANUARY[-1], month, FileStat(1, 1))
     with pytest.raises(DamagedFileError, match=r"2024-01\.parquet is damaged .* no rows of 2024-01-31"):
         read_record(held)
@@ -259,7 +264,7 @@ def _lake_with(tmp_path_factory: pytest.TempPathFactory, closed: set[int]) -> Sm
         for month in known:
             days = clock.days_of_month(date(2024, month, 1))
             held = [read_day_file(one) for one in day_files_between(lake.layout, HOURS, days[0], days[-1])]
-            storage.write_bytes(lake.layout.month(HOURS, days[0]), encode_month(held, spec_of(HOURS)))
+            storage.put(lake.layout.month(HOURS, days[0]), encode_month(held, spec_of(HOURS)))
         remove_own_files(lake)
     return _LAKES[known]
 
@@ -358,13 +363,13 @@ def test_open_catalog_finds_days_after_all_were_in_closed_months(lake: SmallLake
 
 
 def test_catalog_is_published_again_for_a_closed_month_only(lake: SmallLake) -> None:
-    first = storage.stat(publish_catalog(lake.layout))
+    first = storage.head(publish_catalog(lake.layout))
     close_months(lake.layout, HOURS)
-    second = storage.stat(publish_catalog(lake.layout))
+    second = storage.head(publish_catalog(lake.layout))
     assert first != second
     retire_catalogs(lake.layout)
     remove_own_files(lake)
-    assert storage.stat(publish_catalog(lake.layout)) == second
+    assert storage.head(publish_catalog(lake.layout)) == second
 
 
 def test_query_by_hand_reads_each_row_once(lake: SmallLake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_folder_that_cannot_be_flushed_takes_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     _failing(monkeypatch, number, folders=True)
-    storage.write_bytes(tmp_path / "a", b"rows")
+    storage.put(tmp_path / "a", b"rows")
     assert (tmp_path / "a").read_bytes() == b"rows"
 
 
@@ -93,7 +93,7 @@ def test_unflushable_file_is_written_and_warned_once(
 ) -> None:
     _failing(monkeypatch, number, folders=False)
     for name in "ab":
-        storage.write_bytes(tmp_path / name, b"rows")
+        storage.put(tmp_path / name, b"rows")
         assert (tmp_path / name).read_bytes() == b"rows"
     [said] = caplog.records
     assert os.strerror(number) in said.getMessage()
@@ -115,5 +115,5 @@ def test_fault_of_the_disk_is_named_with_its_own_remedy(
 ) -> None:
     _failing(monkeypatch, number, folders=folders)
     with pytest.raises(StorageError, match=words) as refused:
-        storage.write_bytes(tmp_path / "a", b"rows")
+        storage.put(tmp_path / "a", b"rows")
     assert "Check who may write" not in str(refused.value)

@@ -14,6 +14,7 @@ from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import parquet, storage
 from market_data_pipeline.lake.checksums import verify_days
 from market_data_pipeline.lake.closed_months import close_months, write_day
+from market_data_pipeline.lake.day_records import is_as_on_disk, rows_as_on_disk
 from market_data_pipeline.lake.ledger import Ledger, refresh_ledger
 from market_data_pipeline.lake.months import DayInMonth, encode_month
 from market_data_pipeline.lake.partitions import day_files, day_files_between, read_day_file
@@ -99,7 +100,7 @@ def test_older_files_are_closed_and_an_older_month_is_rewritten(lake: SmallLake)
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
 
     found = [read_day_file(one) for one in held]
-    storage.write_bytes(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
+    storage.put(month, encode_month([DayInMonth(one.record, older(one.table)) for one in found], spec_of(key)))
     assert set(is_required(month)) == {False}
     assert [proof.fault for proof in verify_days(lake.layout, key, JANUARY)] == [None] * 31
     assert read_days(held, lake_schema(key.market, key.data_type)).equals(truth(key, JANUARY))
@@ -120,3 +121,17 @@ def test_failed_day_that_version_1_called_final_is_tried_again(tmp_path: Path) -
     failed, stored = ledger.rows[day], ledger.rows[JANUARY[0]]
     assert (failed.final, stored.final) == (False, True)
     assert needs(failed, datetime(2024, 3, 1, tzinfo=UTC)).kind is not NeedKind.NOTHING
+
+
+def test_ledger_with_times_of_files_is_read_under_new_names(lake: SmallLake) -> None:
+    """A ledger of an older version has the column ``mtime_ns``. The next write renames it."""
+    path = lake.layout.ledger(KEYS[0])
+    today = pq.read_table(path)
+    names = ["mtime_ns" if name == "version" else name for name in today.column_names]
+    parquet.write_table(path, today.rename_columns(names))
+    assert is_as_on_disk(lake.layout, KEYS[0])
+    assert rows_as_on_disk(lake.layout, KEYS[0])[1] is False
+    ledger = Ledger.read(path)
+    assert refresh_ledger(ledger, lake.layout, KEYS[0]) == []
+    ledger.write(path)
+    assert pq.read_table(path) == today

@@ -65,9 +65,9 @@ def in_place_of(path: Path, make: Callable[[Path], object]) -> None:
 def test_only_regular_files_are_opened(tmp_path: Path, make: Callable[[Path], object]) -> None:
     path = tmp_path / "2024-01-01.parquet"
     make(path)
-    assert storage.stat(path) is None
-    assert storage.days_on_disk(tmp_path) == {}
-    for read in (regular_files.read_regular, lambda path: storage.read_bytes(str(path))):
+    assert storage.head(path) is None
+    assert storage.list_dates(tmp_path) == {}
+    for read in (regular_files.read_regular, storage.read):
         with pytest.raises(OSError, match=r"not a regular file|No such device|[Dd]irectory"):
             read(path)
     for read_parquet in (parquet.read_table, parquet.read_provenance):
@@ -79,7 +79,7 @@ def test_a_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"here")
     (tmp_path / "2024-01-01.parquet").symlink_to("file")
     assert regular_files.read_regular(tmp_path / "2024-01-01.parquet") == b"here"
-    assert list(storage.days_on_disk(tmp_path)) == [date(2024, 1, 1)]
+    assert list(storage.list_dates(tmp_path)) == [date(2024, 1, 1)]
 
 
 @kinds

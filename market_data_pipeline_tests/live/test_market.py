@@ -340,3 +340,48 @@ def test_an_open_candle_from_the_future_is_ignored() -> None:
     world = World()
     world.send(still_open(4, 1))
     assert world.forming == []
+
+
+# --- delistings -------------------------------------------------------------------------------------------------------
+
+HOURS = SeriesKey(EXCHANGE, Market.UM, DataType.KLINES, "ETHUSDT", "1h")
+QUARTER = 15 * MINUTE
+
+
+def requests_of(feed: MarketFeed, begin: int, minutes: int) -> list[AskCandles]:
+    """The requests of some minutes. REST answers with nothing."""
+    found = []
+    for now in range(begin, begin + minutes * MINUTE, 10 * SECOND):
+        for effect in feed.tick(now):
+            assert isinstance(effect, AskCandles)
+            found.append(effect)
+            feed.answered_candles(effect, [], now)
+    return found
+
+
+def test_delisted_symbol_is_not_asked_for_ever() -> None:
+    """Until exchangeInfo is asked, requests are five minutes apart. Then they end, until it trades again."""
+    feed = make_feed([CANDLES, HOURS], {CANDLES: START, HOURS: START}, {})
+    assert not feed.doubts_listings(START)
+    assert len(requests_of(feed, START, 15)) > 3
+    assert not feed.doubts_listings(START + QUARTER)
+    requests_of(feed, START + QUARTER, 3)
+    now = START + 18 * MINUTE
+    assert feed.doubts_listings(now)
+    [notice] = feed.take_listing({"ETHUSDT"})
+    assert isinstance(notice, Notice)
+    assert (notice.key, notice.kind) == (CANDLES, "not_trading")
+    assert requests_of(feed, now, 30) == []
+    assert feed.doubts_listings(now)  # so that a new listing is seen
+    assert feed.take_listing({"ETHUSDT"}) == []
+    assert feed.take_listing({"ETHUSDT", "BTCUSDT"}) == []
+    assert {ask.key for ask in requests_of(feed, now + 30 * MINUTE, 6)} == {CANDLES}
+
+
+def test_candle_of_the_stream_ends_a_delisting() -> None:
+    feed = make_feed([CANDLES], {CANDLES: START}, {})
+    feed.take_listing(set())
+    assert feed.not_trading == {"BTCUSDT"}
+    feed.take(candle(1), START + 2 * MINUTE + SECOND)
+    assert feed.not_trading == set()
+    assert feed.tick(START + 2 * MINUTE + 10 * SECOND) == [AskCandles(CANDLES, START, START + MINUTE)]

@@ -129,13 +129,13 @@ def test_a_second_time_changes_nothing(lake: SmallLake, remembered: str) -> None
     hold(lake, NEAR, 1, 2, 5)
     hold(lake, AVAX, 2)
     classify_flat_candles(lake.layout, Market.UM)
-    before = storage.stat(lake.layout.ledger(NEAR))
+    before = storage.head(lake.layout.ledger(NEAR))
     if remembered == "lost":
         lake.layout.classified(Market.UM).unlink()
     elif remembered == "damaged":
         lake.layout.classified(Market.UM).write_bytes(b"\xff{")
     assert classify_flat_candles(lake.layout, Market.UM) == Classification(0, ())
-    assert storage.stat(lake.layout.ledger(NEAR)) == before
+    assert storage.head(lake.layout.ledger(NEAR)) == before
 
 
 def test_leftovers_of_a_killed_writer_are_removed_by_the_next(lake: SmallLake) -> None:
@@ -156,7 +156,7 @@ def test_concurrent_classifications_lose_no_result(lake: SmallLake, monkeypatch:
     classify_days = flat_candles._classify_days
 
     def meanwhile(*args: Any) -> Any:
-        storage.write_bytes(known, json.dumps({other: 1}).encode())
+        storage.put(known, json.dumps({other: 1}).encode())
         return classify_days(*args)
 
     monkeypatch.setattr(flat_candles, "_classify_days", meanwhile)

@@ -31,6 +31,7 @@ from market_data_pipeline.model.day import (
 from market_data_pipeline.model.findings import Basis, Finding, RestAnswer, Verdict
 from market_data_pipeline.model.needs import LONGEST_PAUSE, NeedKind, needs
 from market_data_pipeline.model.provenance import ChecksumStatus, Part, Provenance, Source
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.world import klines, utc
 
 DAY = date(2026, 3, 1)
@@ -92,7 +93,7 @@ def events(draw: st.DrawFn, kind: type[Event], at: datetime, *, stored_final: bo
     return Classified(draw(found))
 
 
-@settings(max_examples=1_000)
+@settings(max_examples=sized(250, 5_000))
 @given(st.data())
 def test_random_events_follow_the_transitions(data: st.DataObject) -> None:
     """No final day becomes provisional, every event leads where the table says, and each stage is left or settled."""

@@ -24,6 +24,7 @@ from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import INTERVALS, SeriesKey
 from market_data_pipeline.reconciliation.bars import DaySides
 from market_data_pipeline.reconciliation.rebuild import reconcile_days
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.world import World, agg_trades, days, klines
 
 DAY = date(2024, 3, 5)
@@ -255,7 +256,7 @@ changes = st.dictionaries(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=sized(20, 60))
 @given(
     interval=st.sampled_from(["1m", "1h"]),
     count=st.integers(1, 80),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +17,20 @@ KEY = "a-key-of-these-tests"
 WITH_KEY = {"Authorization": f"Bearer {KEY}"}
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> SmallLake:
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lake with minutes and hours of BTCUSDT, and trades."""
-    lake = SmallLake(tmp_path / "data")
+    lake = SmallLake(tmp_path_factory.mktemp("original") / "data")
     lake.put(series("BTCUSDT", "1m"), days_from("2024-01-01", 5))
     lake.put(series("BTCUSDT", "1h"), days_from("2024-01-01", 40))
     lake.put(series("BTCUSDT"), days_from("2024-01-01", 3))
-    return lake
+    return lake.root
+
+
+@pytest.fixture
+def lake(original: Path, tmp_path: Path) -> SmallLake:
+    """A copy of it."""
+    return SmallLake(shutil.copytree(original, tmp_path / "data"))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from market_data_pipeline import clock
 from market_data_pipeline.lake.feed_status import write_status
 from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWriter
 from market_data_pipeline.model.live_updates import CandleUpdate
+from market_data_pipeline.server import event_stream
 from market_data_pipeline.server.live_hub import MOST_CLIENTS
 from market_data_pipeline_tests.support.live_server import (
     HOURS,
@@ -236,11 +237,33 @@ def test_a_client_that_does_not_read_is_ended(server: LiveServer) -> None:
         updates = [trade(number) for number in range(1_000)]
 
         def ended() -> bool:
-            server.hub.publish(updates)
+            if not server.hub._arrived:  # the server has passed on what came before
+                server.hub.publish(updates)
             return server.hub.slow > slow
 
         until(ended, "it is ended", SECONDS, 0.001)
     assert server.hub.slow == slow + 1
+
+
+def test_a_client_that_does_not_read_cannot_stay(server: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets no last event, because it does not read, and is cut off."""
+    monkeypatch.setattr(event_stream, "_END_SECONDS", 0.2)
+    with socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        raw.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        raw.sendall(b"GET /api/v1/market/stream/agg-trades/BTCUSDT HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        server.followed(TRADES)
+        [client] = server.hub._followers[TRADES]
+
+        def is_blocked() -> bool:
+            if not server.hub._arrived and not client._waiting:
+                server.hub.publish([trade(number) for number in range(500)])
+                return False
+            return len(client._waiting) > 200
+
+        until(is_blocked, "it is blocked", SECONDS, 0.1)
+        server.hub.ended()
+        until(lambda: len(server.hub) == 0, "it is gone", SECONDS, 0.01)
 
 
 def test_a_stream_ends_with_the_feed(server: LiveServer) -> None:

@@ -54,10 +54,14 @@ def test_page_and_its_files_have_a_strict_policy(client: TestClient) -> None:
         assert (again.status_code, again.content) == (304, b"")
 
 
-def test_page_has_no_script_or_style_of_its_own(client: TestClient) -> None:
-    text = client.get("/").text
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_have_only_scripts_and_styles_of_this_server(client: TestClient, path: str) -> None:
+    text = client.get(path).text
     assert not re.search(r"<style|style=|\son\w+=|<script(?![^>]*src=)", text)
-    for address in re.findall(r'<(?:script|link|img)[^>]* (?:src|href)="([^"]+)"', text):
+    addresses = re.findall(r'<(?:script|link|img)[^>]* (?:src|href)="([^"]+)"', text)
+    assert addresses
+    for address in addresses:
+        assert address.startswith("/static/")
         assert client.get(address).status_code == 200
 
 
@@ -78,12 +82,14 @@ def test_page_needs_no_key_and_its_data_does(settings: Settings) -> None:
 def test_scripts_of_others_are_the_recorded_files(client: TestClient) -> None:
     """Each has its version, licence and hash on record, and the page shows the notice that the licence demands."""
     page = " ".join(client.get("/").text.split())
+    names = {"vendor.json"}
     for package in json.loads((STATIC / "vendor" / "vendor.json").read_text())["packages"]:
         assert package["version"]
         assert package["license"] == "Apache-2.0"
+        names |= package["files"].keys()
         for name, recorded in package["files"].items():
             assert hashlib.sha256((STATIC / "vendor" / name).read_bytes()).hexdigest() == recorded["sha256"]
-    assert {path.name for path in (STATIC / "vendor").iterdir()} == {*package["files"], "vendor.json"}
+    assert {path.name for path in (STATIC / "vendor").iterdir()} == names
     assert 'href="https://www.tradingview.com/"' in page
     assert "Copyright © 2023 TradingView, Inc." in page
 
@@ -334,3 +340,17 @@ def test_open_candle_moves_with_the_feed(tmp_path: Path) -> None:
         server.hub.ended()  # and so it polls again
         page.until(f"{asked} > {count}")
         assert page.errors == []
+
+
+@WITH_CHROMIUM
+@pytest.mark.slow
+def test_routes_are_shown_without_another_host(address: str, tmp_path: Path) -> None:
+    with opened_page(tmp_path) as page:
+        page.size(1280, 900)
+        page.open(f"{address}docs")
+        page.until("document.querySelectorAll('.opblock').length > 20")
+        assert "/api/v1/market/candles/{symbol}/{interval}" in shown(page, "#routes").replace("\u200b", "")
+        page.value("document.querySelector('.opblock-summary-control').click()")
+        page.until("document.querySelector('.opblock-body') !== null")
+        assert page.errors == []
+        assert page.foreign_requests(address) == []

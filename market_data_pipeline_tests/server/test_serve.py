@@ -78,7 +78,7 @@ def test_command_serves_the_lake_and_ends_at_a_signal(tmp_path: Path) -> None:
         assert len(document["columns"]["open"]) == 30
         assert document["next_page_token"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     text = "".join(path.read_text() for path in tmp_path.glob("output-*"))
     assert f"is served at http://127.0.0.1:{port}" in text
     assert "Traceback" not in text

@@ -20,13 +20,22 @@ SQL = "/api/v1/sql"
 
 
 @pytest.fixture(scope="module")
-def sql(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    """A client whose queries may take two seconds and 64 MB."""
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sql") / "data"
     SmallLake(root).put(series("BTCUSDT", "1h"), days_from("2024-01-01", 3))
     (root / "secret.csv").write_text("secret\n1\n")
-    settings = load_settings(dir=root, sql_seconds=2, sql_memory_mb=64, sql_disk_mb=1)
+    return root
+
+
+def client_of(root: Path, seconds: float) -> TestClient:
+    """A client whose queries may take so many seconds and 64 MB."""
+    settings = load_settings(dir=root, sql_seconds=seconds, sql_memory_mb=64, sql_disk_mb=1)
     return TestClient(build_app(settings, keys=[KEY]), base_url="http://localhost", headers=WITH_KEY)
+
+
+@pytest.fixture(scope="module")
+def sql(root: Path) -> TestClient:
+    return client_of(root, 30)
 
 
 def test_query_is_answered_in_every_format(sql: TestClient) -> None:
@@ -50,30 +59,18 @@ def test_more_rows_than_the_limit_are_cut_and_told(sql: TestClient) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        "CREATE TABLE t AS SELECT 1",
         "INSERT INTO binance_spot.klines SELECT * FROM binance_spot.klines",
         "COPY (SELECT 1) TO 'stolen.csv'",
-        "ATTACH 'other.duckdb' AS other",
         "SET memory_limit = '8GB'",
-        "PRAGMA enable_profiling",
-        "INSTALL httpfs",
-        "LOAD httpfs",
-        "EXPORT DATABASE 'stolen'",
         "SELECT 1; SELECT 2",
-        "CALL pragma_version()",
-        "SELECT * FROM query('SELECT 1')",
         "FROM read_csv('{root}/secret.csv')",
-        "FROM '{root}/secret.csv'",
-        "FROM read_text('/etc/passwd')",
         "FROM read_parquet('https://example.org/x.parquet')",
-        "FROM glob('/etc/*')",
         "FROM nothing",
-        "SELEC 1",
         "'; DROP TABLE x; --",
     ],
 )
-def test_what_is_no_query_of_the_views_is_refused(sql: TestClient, query: str) -> None:
-    root: Path = sql.app.state.server.settings.root  # type: ignore[attr-defined]
+def test_what_is_no_query_of_the_views_is_refused(sql: TestClient, root: Path, query: str) -> None:
+    """One of each kind: the door is that of ``MarketData.sql``, and ``client/test_queries.py`` has every other."""
     answer = sql.post(SQL, json={"query": query.format(root=root)})
     assert problem(answer) == (422, "invalid-request")
     assert "secret" not in answer.text.replace("secret.csv", "")
@@ -82,15 +79,16 @@ def test_what_is_no_query_of_the_views_is_refused(sql: TestClient, query: str) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "query",
+    ("query", "seconds"),
     [
-        "SELECT count(*) FROM range(1000000000000)",
-        "SELECT list(a.range) FROM range(100000000) a",
-        "SELECT repeat('x', 2000000000)",
-        "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT max(n) FROM r",
+        ("SELECT count(*) FROM range(1000000000000)", 0.3),
+        ("SELECT list(a.range) FROM range(100000000) a", 30),
+        ("SELECT repeat('x', 2000000000)", 30),
+        ("WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT max(n) FROM r", 0.3),
     ],
 )
-def test_query_without_end_or_bounds_is_ended(sql: TestClient, query: str) -> None:
+def test_query_without_end_or_bounds_is_ended(root: Path, query: str, seconds: float) -> None:
+    sql = client_of(root, seconds)
     assert problem(sql.post(SQL, json={"query": query})) == (422, "query-limit")
     assert sql.get("/health").status_code == 200
 

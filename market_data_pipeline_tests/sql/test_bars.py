@@ -12,6 +12,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline_tests.support.composition import put_candles
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.order_flow import (
     DAY,
     FOREVER,
@@ -125,7 +127,7 @@ def arguments_of(
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(symbol=SYMBOLS, interval=st.sampled_from([*STEPS]), begin=BEGINS, minutes=LENGTHS)
 def test_time_bars_equal_those_of_plain_python(
     stored: Stored, catalog: duckdb.DuckDBPyConnection, symbol: str, interval: str, begin: int, minutes: int
@@ -141,7 +143,7 @@ def test_time_bars_equal_those_of_plain_python(
 THRESHOLDS = st.sampled_from([Decimal("0.00000001"), *map(Decimal, ("0.1", "1", "7.5", "20", "300", "1e9"))])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(
     symbol=SYMBOLS,
     macro=st.sampled_from(["tick_bars", "volume_bars", "dollar_bars"]),
@@ -196,7 +198,7 @@ def levels_of(group: Group, step: Decimal) -> list[Row]:
     return rows
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(
     symbol=SYMBOLS,
     interval=st.sampled_from([*STEPS]),
@@ -216,7 +218,7 @@ def test_footprint_equals_that_of_plain_python(
     assert_rows(rows_of(catalog, f"{schema}.footprint", [symbol, interval, float(step), *times]), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=sized(20, 60), deadline=None)
 @given(symbol=SYMBOLS, interval=st.sampled_from([*STEPS]), begin=BEGINS, minutes=LENGTHS)
 def test_vwap_and_delta_equal_those_of_plain_python(
     stored: Stored, catalog: duckdb.DuckDBPyConnection, symbol: str, interval: str, begin: int, minutes: int
@@ -247,12 +249,13 @@ def test_profiles_of_intervals_equal_the_derived_ones(stored: Stored, market: st
     found = MarketData(stored.lake.root)
     rows = found.sql(f"FROM binance_{market}.profile('{symbol}', '{interval}', '2024-03-01')").arrow().to_pylist()
     assert len(rows) >= 3
+    trades = found.sql(f"FROM binance_{market}.trades('{symbol}', '2024-03-01')").arrow()
+    session = duckdb.connect()
     for row in rows:
-        trades = found.sql(
-            f"FROM binance_{market}.trades('{symbol}', '{row['open_time']}', '{row['open_time'] + STEPS[interval]}')"
-        ).arrow()
+        times, begin = trades["transact_time"], row["open_time"]
+        inside = pc.and_(pc.greater_equal(times, begin), pc.less(times, begin + STEPS[interval]))
         (expected,) = trade_profile(
-            duckdb.connect().from_arrow(trades), symbol=symbol, inverse=market == "cm"
+            session.from_arrow(trades.filter(inside)), symbol=symbol, inverse=market == "cm"
         ).to_pylist()
         assert {name: row[name] for name in expected if name != "day"} == {
             name: value for name, value in expected.items() if name != "day"
@@ -323,7 +326,7 @@ def test_market_without_trades_has_the_same_macros(stored: Stored) -> None:
     market = MarketData(stored.lake.root)
     for call in ("time_bars('BTCUSDT', '1h', '2024-03-01')", "volume_bars('BTCUSDT', 1, '2024-03-01')"):
         with pytest.raises(UsageError, match=r"BTCUSDT has no stored aggTrades in um. Stored: none\."):
-            market.sql(f"FROM binance_um.{call}").arrow()
+            market.sql(f"SELECT volume FROM binance_um.{call}").arrow()
     with pytest.raises(UsageError, match=r"BTCUSDT has no stored fundingRate in um. Stored: none\."):
         market.sql("FROM binance_um.perp_returns('BTCUSDT', '1h', '2024-03-01')").arrow()
 
@@ -398,13 +401,13 @@ def test_perp_returns_equal_those_of_plain_python(tmp_path: Path, market: str) -
 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
-LARGE_DAY = 1_000_000
-LARGE_LIMIT_MB = 100
+LARGE_DAY, LARGE_LIMIT_MB = sized((400_000, 50), (1_000_000, 100))
+LARGE_STEP = DAY // timedelta(microseconds=LARGE_DAY)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> SmallLake:
-    """Three days of a million trades each."""
+    """Three days of many trades, 100,000 coins each."""
     lake = SmallLake(tmp_path_factory.mktemp("large") / "data")
     key = series("BTCUSDT")
     lake.put(key, days_from("2024-01-01", 1))
@@ -414,8 +417,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> SmallLake:
             first = day.day * LARGE_DAY
             table = maker.sql(
                 f"""SELECT '{key.symbol}' AS symbol, i + {first} AS agg_trade_id, 40000.0 + i % 1000 / 10 AS price,
-                    0.1 AS quantity, i + {first} AS first_trade_id, i + {first} AS last_trade_id,
-                    TIMESTAMP '{day}' + to_microseconds(i * 86400) AS transact_time, i % 3 = 0 AS is_buyer_maker,
+                    {100_000 / LARGE_DAY} AS quantity, i + {first} AS first_trade_id, i + {first} AS last_trade_id,
+                    TIMESTAMP '{day}' + to_microseconds(i * {LARGE_STEP}) AS transact_time, i % 3 = 0 AS is_buyer_maker,
                     true AS is_best_match FROM range({LARGE_DAY}) AS t(i)"""
             ).to_arrow_table()
             arrays = [
@@ -433,13 +436,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> SmallLake:
     ("call", "bars", "volume"),
     [
         ("time_bars('BTCUSDT', '1m', '2024-01-01')", 3 * 1440, 300_000),
-        ("tick_bars('BTCUSDT', 1000, '2024-01-01')", 3000, 300_000),
+        (f"tick_bars('BTCUSDT', {LARGE_DAY // 1000}, '2024-01-01')", 3000, 300_000),
         ("volume_bars('BTCUSDT', 100, '2024-01-01')", 3000, 300_000),
         ("dollar_bars('BTCUSDT', 1e6, '2024-01-01')", 3 * 4005, 300_000),
     ],
 )
 def test_memory_does_not_grow_with_the_trades(large: SmallLake, call: str, bars: int, volume: float) -> None:
-    """The rows need more than twice the memory that DuckDB may use."""
+    """The rows that a query needs of the three days take about twice the memory that DuckDB may use."""
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{LARGE_LIMIT_MB}MB",
         "temp_directory": str(large.root.parent / "spill"),

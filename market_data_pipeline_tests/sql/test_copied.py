@@ -40,6 +40,15 @@ def original(tmp_path: Path) -> Path:
     return lake.root
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, which stays as and where it is."""
+    lake = SmallLake(tmp_path_factory.mktemp("kept") / "original")
+    lake.put(HOURS, days_from("2024-01-01", 5))
+    publish_catalog(lake.layout)
+    return lake.root
+
+
 @pytest.fixture
 def copy(original: Path, tmp_path: Path) -> Path:
     """A copy of it, of which a day was removed."""
@@ -60,26 +69,28 @@ def attached(query: str, **catalogs: Path) -> Any:
         return connection.execute(query).fetchone()
 
 
-@pytest.mark.parametrize("query", QUERIES)
-def test_catalog_of_a_copy_does_not_answer_for_the_original(original: Path, copy: Path, query: str) -> None:
-    assert ask(original / "catalog.duckdb", query) is not None
-    with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
-        ask(copy / "catalog.duckdb", query)
-    with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
-        attached(query.format("copied."), copied=copy)
+def test_catalog_of_a_copy_does_not_answer_for_the_original(original: Path, copy: Path) -> None:
+    for query in QUERIES:
+        assert ask(original / "catalog.duckdb", query) is not None
+        with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
+            ask(copy / "catalog.duckdb", query)
+        with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
+            attached(query.format("copied."), copied=copy)
     publish_catalog(Layout(copy))
-    assert ask(copy / "catalog.duckdb", query) is not None
+    for query in QUERIES:
+        assert ask(copy / "catalog.duckdb", query) is not None
     assert ask(copy / "catalog.duckdb") == (96,)
 
 
-@pytest.mark.parametrize("query", QUERIES)
-def test_catalog_of_a_moved_folder_explains_the_remedy(original: Path, query: str) -> None:
+def test_catalog_of_a_moved_folder_explains_the_remedy(original: Path) -> None:
     moved = original.rename(original.with_name("moved"))
-    with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
-        ask(moved / "catalog.duckdb", query)
+    for query in QUERIES:
+        with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
+            ask(moved / "catalog.duckdb", query)
     SmallLake(original).put(HOURS, days_from("2024-01-01", 1))  # another lake takes its place
-    with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
-        ask(moved / "catalog.duckdb", query)
+    for query in QUERIES:
+        with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
+            ask(moved / "catalog.duckdb", query)
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("coverage",), ("sql", "SELECT 1")], ids=" ".join)
@@ -102,10 +113,10 @@ def test_folder_without_catalog_or_unwritable_is_left_alone(
     refresh_catalog(Layout(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise StorageError("The disk is read-only.")
 
-    monkeypatch.setattr(storage, "write_bytes", refuse)
+    monkeypatch.setattr(storage, "put", refuse)
     refresh_catalog(Layout(copy))
     with pytest.raises(duckdb.Error, match=WHAT_TO_DO):
         ask(copy / "catalog.duckdb")
@@ -135,14 +146,14 @@ WAYS = [through_a_link, below_a_linked_parent, with_another_name, by_a_winding_p
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_catalog_answers_whatever_way_leads_to_it(original: Path, way: Callable[[Path], Path]) -> None:
-    assert ask(way(original)) == (120,)
+def test_catalog_answers_whatever_way_leads_to_it(kept: Path, way: Callable[[Path], Path]) -> None:
+    assert ask(way(kept)) == (120,)
 
 
-def test_catalog_answers_from_any_working_directory(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(original)
+def test_catalog_answers_from_any_working_directory(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(kept)
     assert ask(Path("catalog.duckdb")) == (120,)
-    monkeypatch.chdir(original.parent)
+    monkeypatch.chdir(kept.parent)
     assert ask(Path("original/catalog.duckdb")) == (120,)
     assert attached(COUNT.format("x."), x=Path("original")) == (120,)
 
@@ -155,8 +166,8 @@ def test_catalog_of_a_linked_data_folder_answers(original: Path) -> None:
     assert ask(link / "catalog.duckdb") == ask(original / "catalog.duckdb") == (120,)
 
 
-def test_catalog_copied_alone_explains_the_remedy(original: Path, tmp_path: Path) -> None:
-    alone = Path(shutil.copyfile(original / "catalog.duckdb", tmp_path / "alone.duckdb"))
+def test_catalog_copied_alone_explains_the_remedy(kept: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copyfile(kept / "catalog.duckdb", tmp_path / "alone.duckdb"))
     with pytest.raises(duckdb.Error, match=r"open .*original/catalog\.duckdb"):
         ask(alone)
 

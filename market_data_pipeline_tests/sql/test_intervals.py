@@ -18,6 +18,7 @@ from market_data_pipeline.model.series import INTERVALS
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.sql.publish import publish_catalog
 from market_data_pipeline_tests.support.composition import assert_composed, composed_by_pandas, put_candles
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
 at = datetime.fromisoformat
@@ -67,7 +68,7 @@ def by_pandas(stored: tuple[SmallLake, dict[str, pd.DataFrame]]) -> dict[tuple[s
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sized(30, 100), deadline=None)
 @given(case=st.sampled_from(CASES), begin=st.integers(-4000, 4000), minutes=st.integers(0, 60_000))
 def test_candles_of_any_interval_equal_those_of_pandas(
     by_pandas: dict[tuple[str, str, str], pd.DataFrame],

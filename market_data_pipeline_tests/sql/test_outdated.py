@@ -35,12 +35,18 @@ TWICE = "SELECT count(*) AS n FROM binance_spot.klines a JOIN binance_spot.kline
 ASK_AGAIN = "ask-again"
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> SmallLake:
+@pytest.fixture(scope="module")
+def two_months(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two months of an hourly series that are over."""
-    lake = SmallLake(tmp_path / "data")
+    lake = SmallLake(tmp_path_factory.mktemp("months") / "data")
     lake.put(HOURS, days_from("2024-01-01", 60))
-    return lake
+    return lake.root
+
+
+@pytest.fixture
+def lake(two_months: Path, tmp_path: Path) -> SmallLake:
+    """A copy of the two months."""
+    return SmallLake(shutil.copytree(two_months, tmp_path / "data"))
 
 
 def close_and_remove(lake: SmallLake) -> None:

@@ -15,21 +15,13 @@ from market_data_pipeline.stores.base import RowState, Store
 from market_data_pipeline.stores.hybrid import HybridStore
 from market_data_pipeline.stores.parquet import ParquetStore
 from market_data_pipeline.stores.postgres import PostgresStore
-from market_data_pipeline_tests.support.postgres import PostgresServer, postgres_server
+from market_data_pipeline_tests.support.postgres import PostgresServer
 from market_data_pipeline_tests.support.small_lake import SmallLake
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one worker run these tests, so that they share one server."""
-    for item in items:
-        if "/stores/" in item.nodeid:
-            item.add_marker(pytest.mark.xdist_group("postgres"))
-
-
 @pytest.fixture(scope="session")
-def server() -> Iterator[PostgresServer]:
-    with postgres_server("fsync=off") as started:
-        yield started
+def server(shared_postgres: PostgresServer) -> PostgresServer:
+    return shared_postgres
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,12 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from market_data_pipeline import UsageError, clock
+from market_data_pipeline.lake.live_eviction import evict_final_days
+from market_data_pipeline.lake.live_rows import LiveWriter, remove_live_rows
 from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.stores import parquet
 from market_data_pipeline.stores.base import RowState, SaveReport, Store
 from market_data_pipeline.stores.hybrid import HybridStore
 from market_data_pipeline.stores.parquet import ParquetStore
 from market_data_pipeline.stores.postgres import PostgresStore
 from market_data_pipeline.stores.push import PushReport, evict, push
+from market_data_pipeline_tests.support.full_size import sized
+from market_data_pipeline_tests.support.live_world import live_rows_of
 from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
 
 HOURS = series("BTCUSDT", "1h")
@@ -42,7 +47,7 @@ def pushed(lake: SmallLake, store: PostgresStore, days: list[date] = DAYS) -> Pu
 
 
 @given(places=st.lists(st.sampled_from(["final", "provisional", "hot", "both"]), min_size=6, max_size=6))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=sized(12, 40), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_split_of_days_is_read_without_a_seam(
     places: list[str], tmp_path_factory: pytest.TempPathFactory, postgres: PostgresStore
 ) -> None:
@@ -100,6 +105,68 @@ def test_row_that_moves_into_the_lake_is_not_lost(lake: SmallLake) -> None:
 
     assert HybridStore(ParquetStore(lake.root), hot).load(HOURS).equals(truth(DAYS[:2]))
     assert hot.rows == []
+
+
+@pytest.fixture
+def feed(lake: SmallLake) -> Iterator[LiveWriter]:
+    """The live feed of the lake's data folder."""
+    with LiveWriter(lake.layout) as writer:
+        yield writer
+
+
+def test_rows_of_the_live_feed_are_read(lake: SmallLake, feed: LiveWriter, postgres: PostgresStore) -> None:
+    """A final day, one that is provisional up to noon, one of the feed alone, and one of another machine's feed."""
+    lake.put(HOURS, DAYS[:1], version=1)
+    lake.note(HOURS, lake.write_file(HOURS, DAYS[1], final=False, table=truth(DAYS[1:2]).slice(0, 12)))
+    feed.append(HOURS, live_rows_of(day_table(HOURS, DAYS[0], 7), HOURS))  # the archive has other values
+    feed.append(HOURS, live_rows_of(truth(DAYS[1:2]).slice(6), HOURS))
+    feed.append(HOURS, live_rows_of(truth(DAYS[2:3]).slice(0, 20), HOURS))
+    postgres.save(HOURS, truth(DAYS[2:4]), RowState.LIVE)
+    cold, both = ParquetStore(lake.root), HybridStore(ParquetStore(lake.root), postgres)
+
+    assert cold.load(HOURS).equals(truth(DAYS[:3]).slice(0, 68))
+    assert both.load(HOURS).equals(truth(DAYS[:4]))
+    found = cold.load(HOURS, with_state=True)
+    states = dict.fromkeys(range(68), RowState.LIVE) | dict.fromkeys(range(36), RowState.PROVISIONAL)
+    states |= dict.fromkeys(range(24), RowState.FINAL)
+    assert found["state"].to_pylist() == [states[n] for n in range(68)]
+    assert found["seen_at"][40] == found["open_time"][40]
+    assert cold.load(HOURS, datetime(2024, 3, 2, 10, tzinfo=UTC), last=30).equals(truth(DAYS[:3]).slice(38, 30))
+    assert cold.get_date_range(HOURS) == (DAYS[0], DAYS[2])
+    assert both.get_missing_dates(HOURS, DAYS[0], DAYS[4]) == [DAYS[4]]
+    assert ParquetStore(lake.root, include_live=False).load(HOURS).num_rows == 36
+
+
+def test_live_row_that_becomes_final_is_not_lost(
+    lake: SmallLake, feed: LiveWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive arrives, and the live rows are removed, between any two looks of a read."""
+    store, calls = ParquetStore(lake.root), 0
+
+    def moved(look: Callable[..., Any], at: int) -> Callable[..., Any]:
+        def looked(*arguments: Any, **others: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                lake.put(HOURS, DAYS[:1], version=1)
+                for _ in evict_final_days(lake.layout, HOURS, DAYS[5]):
+                    pass
+            return look(*arguments, **others)
+
+        return looked
+
+    for at in range(1, 8):
+        lake.layout.file(HOURS, DAYS[0]).unlink(missing_ok=True)
+        lake.layout.ledger(HOURS).unlink(missing_ok=True)
+        feed.append(HOURS, live_rows_of(truth(DAYS[:1]), HOURS))
+        calls = 0
+        with monkeypatch.context() as patch:
+            for name in ("live_days", "read_live_rows", "stored_dates", "day_files_between", "read_days"):
+                patch.setattr(parquet, name, moved(getattr(parquet, name), at))
+            assert store.load(HOURS).equals(truth(DAYS[:1])), at
+        feed.release(HOURS, DAYS[0])
+        remove_live_rows(lake.layout, HOURS, DAYS[0])
+    assert calls >= 4
 
 
 # --- the lake as a store ---------------------------------------------------------------------------------------------

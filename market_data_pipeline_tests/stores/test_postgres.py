@@ -175,7 +175,7 @@ def test_server_killed_in_mid_write_loses_nothing() -> None:
                         expected = [day_table(MINUTES, day, 1) for day in days_from("2024-01-01", done)]
                         assert stored.slice(0, done * 1440).equals(pa.concat_tables(expected))
                         assert stored.num_rows % 1440 == 0
-            assert writer.wait(60) == 0
+            assert writer.wait(600) == 0
         with PostgresStore(server.url) as reader:
             assert reader.load(MINUTES).num_rows == number * 1440
             assert reader.get_date_range(MINUTES) == (date(2024, 1, 1), date(2024, 1, number))
@@ -189,7 +189,7 @@ def test_server_restarted_in_mid_write_is_waited_for() -> None:
         with ThreadPoolExecutor(1) as thread:
             saving = thread.submit(store.save, HOURS, day_table(HOURS, DAY + timedelta(days=1)))
             server.start()
-            assert saving.result(120).inserted == 24
+            assert saving.result(600).inserted == 24
         assert store.load(HOURS).num_rows == 48
 
 
@@ -202,7 +202,7 @@ def test_writers_at_once_agree_on_the_newest(database: str) -> None:
 
     def write(version: int) -> None:
         with PostgresStore(database, backoff_seconds=0.1) as store:
-            start.wait(60)
+            start.wait(600)
             seen_at = datetime(2024, 3, 2, 0, version, tzinfo=UTC)
             store.save(MINUTES, day_table(MINUTES, DAY, version), RowState.LIVE, seen_at=seen_at)
 

@@ -76,6 +76,42 @@ def test_retained_days_are_copied_and_older_ones_go(lake: SmallLake, database: s
     assert "In the database stays spot/klines/BTCUSDT/1h 2023-12-31: the lake does not have it" in result.output
 
 
+def test_retain_removes_old_days_that_the_lake_has(
+    lake: SmallLake, database: str, postgres: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the settings, as the schedule does it. A row that the lake does not have stays, with its day."""
+    push("--to", database)
+    (lake.root / "universe.yaml").write_text(UNIVERSE)
+    extra = day_table(BTC, date(2023, 12, 30))
+    postgres.save(BTC, extra, RowState.LIVE)
+    assert retain().exit_code == 0  # no setting, no change
+    monkeypatch.setenv("MARKET_DATA_HOT_STORE", database)
+    monkeypatch.setenv("MARKET_DATA_HOT_STORE_KEEP_DAYS", "3")
+    for option, words, left in (("--dry-run", "7 days would be removed", 12), ("--yes", "7 days removed", 5)):
+        result = retain(option)
+        assert result.exit_code == 1
+        assert f"{words} from PostgreSQL, because the lake has them." in result.output
+        assert "In the database stays spot/klines/BTCUSDT/1h 2023-12-30: the lake does not have it" in result.output
+        assert postgres.load(BTC).num_rows == 24 * left
+    assert lake.layout.file(BTC, date(2024, 1, 1)).exists()
+    assert postgres.load(TRADES).num_rows == 200
+
+
+def retain(*arguments: str) -> Result:
+    result = CliRunner().invoke(main, ["retain", *arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exc_info
+    assert "sekret" not in result.output
+    return result
+
+
+UNIVERSE = """\
+collect:
+- market: spot
+  symbols: [BTCUSDT]
+  klines: {intervals: [1h], from: 2024-01-01}
+"""
+
+
 def test_damaged_day_is_named(lake: SmallLake, database: str) -> None:
     lake.layout.file(BTC, date(2024, 1, 2)).write_bytes(b"PAR1")
     result = push("1h", "--to", database)

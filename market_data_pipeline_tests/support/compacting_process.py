@@ -1,7 +1,8 @@
-"""A process that compacts a lake and is killed before one of its steps;
+"""A process whose children compact a lake and are killed, each before one of the steps;
 ``market_data_pipeline_tests/integration/test_compacting.py`` starts it.
 
-Arguments: the data folder and the step.
+Argument: the data folder. It reads steps from standard input, forks for each, so that everything is imported once, and
+prints the child's exit code.
 """
 
 from __future__ import annotations
@@ -53,4 +54,9 @@ def main(root: Path, step: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            main(Path(sys.argv[1]), line.strip())
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,10 +61,10 @@ class PostgresServer:
         """Kill the server and all of its processes at once, as a power cut does."""
         main = self._main()
         family = [main, *main.children(recursive=True)]
-        for process in family:
-            process.suspend()
-        for process in family:
-            process.send_signal(signal.SIGKILL)
+        for sent in (signal.SIGSTOP, signal.SIGKILL):
+            for process in family:
+                with suppress(psutil.NoSuchProcess):  # a connection ends when it likes
+                    process.send_signal(sent)
         psutil.wait_procs(family, timeout=60)
         (self._data / "postmaster.pid").unlink(missing_ok=True)
 

@@ -73,7 +73,12 @@ class Desk:
     def run(self, *command: str) -> None:
         """Run ``market-data`` with arguments to its end, which must be a good one."""
         with self.market_data(*command) as process:
-            assert process.wait(280) == 0
+            assert process.wait(900) == 0
+
+    def run_in(self, environment: Mapping[str, str], *command: str, code: int = 0) -> None:
+        """Run ``market-data`` in another environment to its end, with an exit code."""
+        with running([MARKET_DATA, *command], environment, self.root) as process:
+            assert process.wait(280) == code
 
     def output(self) -> str:
         """What the processes here have said so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.model.outcomes import DayFailure, DayOutcome
 from market_data_pipeline.model.series import EXCHANGE, DataType, ListingSpans, Market, SeriesKey
-from market_data_pipeline.sandbox import Sandbox
+from market_data_pipeline.sandbox import DEFAULT_SYMBOLS, GeneratedSymbol, Sandbox
 from market_data_pipeline.settings import PREFIX, Settings
 
 Result = DayOutcome | DayFailure
@@ -43,6 +44,11 @@ def days(first: str, last: str) -> list[date]:
 def utc(text: str) -> datetime:
     """A moment in UTC from ISO text without zone."""
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def symbols_with(trades_per_day: int) -> tuple[GeneratedSymbol, ...]:
+    """The sandbox's own symbols with fewer trades: most of a day's cost is in them."""
+    return tuple(replace(one, trades_per_day=min(trades_per_day, one.trades_per_day)) for one in DEFAULT_SYMBOLS)
 
 
 def settings_of(root: Path, sandbox: Sandbox, **overrides: Any) -> Settings:

@@ -20,6 +20,7 @@ from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe.daily_volumes import collect_daily_volumes, refresh_daily_volumes
+from market_data_pipeline_tests.support.full_size import sized
 from market_data_pipeline_tests.support.small_lake import SmallLake, series
 
 KEYS = [series(symbol, "1d") for symbol in ("AUSDT", "BUSDT", "CUSDT")]
@@ -48,7 +49,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=sized(12, 40), deadline=None)
 @given(st.lists(STEPS, max_size=7))
 def test_table_follows_any_changes_of_the_lake(
     tmp_path_factory: pytest.TempPathFactory, steps: Sequence[tuple[str, int, set[date]]]

@@ -12,8 +12,11 @@ import dagster as dg
 
 from market_data_pipeline.defs.ingestion.definitions import OWNER
 from market_data_pipeline.defs.keys import LIVE_EQUALS_ARCHIVE, live_key_of
+from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.settings import Settings
+
+_SECONDS, _SECONDS_WITHOUT_FEED = 60, 600
 
 
 def build_live_assets(markets: Sequence[Market]) -> list[dg.AssetSpec]:
@@ -54,11 +57,12 @@ def _build_check(market: Market, settings: Settings) -> dg.AssetChecksDefinition
 
 
 def build_live_sensor(markets: Sequence[Market], settings: Settings) -> dg.SensorDefinition:
-    """Return the sensor ``live_feed``."""
+    """Return the sensor ``live_feed``. It looks each minute, and each ten minutes if no feed ever ran until now."""
+    ran = Layout(settings.root).feed_status.exists()
 
     @dg.sensor(
         name="live_feed",
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=_SECONDS if ran else _SECONDS_WITHOUT_FEED,
         description=(
             "Observe the live feed.\n\nReads `live/status.json`, and records lateness, gaps and reconnects of each "
             "market. Evaluates `live_equals_archive` when the feed has compared a day with the archive."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,12 +11,14 @@ import dagster as dg
 
 from market_data_pipeline import clock
 from market_data_pipeline.defs.keys import LIVE_EQUALS_ARCHIVE, live_key_of
+from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.feed_status import read_status, status_file
 from market_data_pipeline.lake.layout import Layout
-from market_data_pipeline.lake.live_eviction import LiveComparison, read_comparisons
+from market_data_pipeline.lake.live_eviction import LiveComparison, comparisons_file, read_comparisons
 from market_data_pipeline.model.series import EXCHANGE, Market
 from market_data_pipeline.settings import Settings
 
+_YOUNG_NS = 86_400 * 10**9
 _ALIVE = timedelta(seconds=60)
 """Age of the status beyond which the feed does not run. It writes one each second."""
 
@@ -23,22 +26,27 @@ _ALIVE = timedelta(seconds=60)
 def observe(cursor: str | None, markets: Sequence[Market], settings: Settings) -> dg.SensorResult | dg.SkipReason:
     """Return an observation of each market that the feed follows, and checks if days were compared since.
 
+    Without a feed, a look takes the times of two files.
+
     Args:
-        cursor: Number of comparisons that the last look had.
+        cursor: Size of the file of comparisons at the last look.
     """
     layout = Layout(settings.root)
-    compared = read_comparisons(layout)
-    status = read_status(layout)
+    found = storage.head(comparisons_file(layout))
+    now = str(found.bytes if found else 0)
+    status = read_status(layout) if _may_be_alive(layout) else None
     events: list[Any] = []
     if status is not None and _is_alive(status):
         followed = [market for market in markets if market.value in status.get("markets", {})]
         events += [_observation(market, status) for market in followed]
-    if cursor != _cursor(compared):
+    if (cursor or "0") != now:
+        compared = read_comparisons(layout)
         events += [_evaluation(market, compared) for market in markets if _of(market, compared)]
     if not events:
-        when = "never ran" if status is None else f"wrote its last status at {status.get('updated_at')}"
-        return dg.SkipReason(f"The live feed {when} ({status_file(layout)}). Start it with `market-data live`.")
-    return dg.SensorResult(asset_events=events, cursor=_cursor(compared))
+        return dg.SkipReason(
+            f"The live feed does not run: {status_file(layout)} is not new. Start it with `market-data live`."
+        )
+    return dg.SensorResult(asset_events=events, cursor=now)
 
 
 def check_result(market: Market, settings: Settings) -> dg.AssetCheckResult:
@@ -62,6 +70,12 @@ def _evaluation(market: Market, compared: Sequence[LiveComparison]) -> dg.AssetC
         metadata=_metadata(found),
         description=_description(found),
     )
+
+
+def _may_be_alive(layout: Layout) -> bool:
+    """Return True if the status file is young. The clock of files is not that of the project, so a day is young."""
+    written = storage.modified_ns(status_file(layout))
+    return written is not None and abs(time.time_ns() - written) < _YOUNG_NS
 
 
 def _is_alive(status: dict[str, Any]) -> bool:
@@ -116,7 +130,3 @@ def _description(found: Sequence[LiveComparison]) -> str:
         f"The archive differs on {len(other)} of {len(found)} series-days, the last {first.day} of {first.series}: "
         f"{first.changed} rows changed, {first.missing} missing. The archive's rows are stored."
     )
-
-
-def _cursor(compared: Sequence[LiveComparison]) -> str:
-    return str(len(compared))

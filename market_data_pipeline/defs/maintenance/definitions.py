@@ -76,8 +76,8 @@ def build_maintenance_jobs(
             RETAIN,
             "remove_old_days",
             remove_old_days,
-            retained,
-            "Remove days older than `keep:` in universe.yaml. Days that Binance no longer has stay, and are reported.",
+            retained or (keys if settings.hot_store_keep_days else ()),
+            "Remove days older than `keep:`, in the lake and in PostgreSQL. Those that no longer exist elsewhere stay.",
         ),
     )
     return {name: _job_of_one_op(name, op, description, work) for name, op, work, some, description in rows if some}

@@ -12,12 +12,14 @@ import dagster as dg
 
 from market_data_pipeline.defs.platform.wiping import wipe_days
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.lake.partitions import known_series
 from market_data_pipeline.maintenance.archive_sweep import ArchiveChange, SweepReport, sweep
 from market_data_pipeline.maintenance.compaction import compact
 from market_data_pipeline.maintenance.retention import Removal, carry_out_removals, expired
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.archive import ArchiveClient
+from market_data_pipeline.stores.push import evict_old_days
 from market_data_pipeline.universe import load_universe
 
 _SHOWN_FINDINGS = 100
@@ -120,7 +122,7 @@ def compact_lake(context: dg.OpExecutionContext, keys: Sequence[SeriesKey], sett
 def retain_days(context: dg.OpExecutionContext, settings: Settings) -> None:
     """Remove the days that are older than ``keep:``, also from Dagster's records, and report them.
 
-    Days that Binance no longer has stay, and are reported.
+    Days that Binance no longer has stay, and are reported. Before, old days leave PostgreSQL, as the settings demand.
 
     Args:
         context: The context of the job's op.
@@ -129,9 +131,10 @@ def retain_days(context: dg.OpExecutionContext, settings: Settings) -> None:
     Raises:
         dagster.Failure: Some series were left unchanged. The others are done.
     """
-    universe = load_universe(settings.universe)
+    universe, layout = load_universe(settings.universe), Layout(settings.root)
+    hot = evict_old_days(settings, layout, dict.fromkeys([*universe.series(), *known_series(layout)]))
     with closing(ArchiveClient(settings)) as archive:
-        found, left_over = expired(Layout(settings.root), universe, universe.series(), archive)
+        found, left_over = expired(layout, universe, universe.series(), archive)
     for one in found:
         wipe_days(context.instance, one.key, one.days)
     troubles = {one.key: one.trouble for one in left_over if one.trouble} | carry_out_removals(settings, found)
@@ -145,6 +148,11 @@ def retain_days(context: dg.OpExecutionContext, settings: Settings) -> None:
         "bytes removed": dg.MetadataValue.int(sum(one.bytes for one in removed)),
         "days that Binance no longer has": dg.MetadataValue.int(sum(len(one.gone) for one in left_over)),
     }
+    if hot is not None:
+        metadata["days removed from PostgreSQL"] = dg.MetadataValue.int(hot.evicted)
+        metadata["old days that stay in PostgreSQL"] = dg.MetadataValue.int(len(hot.staying))
+        for (key, day), reason in list(hot.staying.items())[:_SHOWN_SERIES]:
+            context.log.warning("%s %s stays in PostgreSQL: %s", key, day, reason)
     for name, some in (("removed", removed), ("left in the lake", left_over)):
         if some:
             metadata[name] = dg.MetadataValue.table([_record_of(one) for one in some[:_SHOWN_SERIES]])

@@ -2,17 +2,25 @@
 
 Dagster on one machine does not notice a killed process. The run counts as running forever, takes one of the few places
 for concurrent runs, and blocks `repair`. So each run's process locks a file, which the operating system unlocks when
-the process ends. Starting runs does not belong here.
+the process ends. In a team it is a lock in PostgreSQL, which every host can try. Starting runs does not belong here.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
 from filelock import Timeout
+
+from market_data_pipeline.team.current import current_team
+from market_data_pipeline.team.session import TeamSession
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT = "life"
 """Name of the resource. Assets and recorded runs refer to it."""
@@ -44,6 +52,9 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """
     from market_data_pipeline.lake import locks
 
+    team = current_team()
+    if team is not None:
+        return _close_dead_runs_of_team(instance, team)
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=list(_UNFINISHED))):
         path = _lock_path(instance, run.run_id)
@@ -53,15 +64,54 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             with locks.held(path):
                 now = instance.get_run_by_id(run.run_id)
                 if now is not None and not now.is_finished:  # it may have ended since
-                    instance.report_run_failed(
-                        now,
-                        "The process of this run ended before the run did. Finished days are stored. Run it again.",
-                    )
+                    instance.report_run_failed(now, _ENDED_EARLY)
                     closed.append(run.run_id)
         except Timeout:
             continue
         path.unlink(missing_ok=True)
     return closed
+
+
+_ENDED_EARLY = "The process of this run ended before the run did. Finished days are stored. Run it again."
+
+_SETTLED_SECONDS = 30.0
+"""Time after a start of PostgreSQL in which living runs take their locks again."""
+
+
+def _close_dead_runs_of_team(instance: dg.DagsterInstance, team: TeamSession) -> list[str]:
+    alive_or_dead = team.names(_RUN)
+    if not alive_or_dead or team.up_seconds() < _SETTLED_SECONDS:
+        return []
+    unfinished = [run.run_id for run in instance.get_runs(dg.RunsFilter(statuses=list(_UNFINISHED)))]
+    started = [run_id for run_id in unfinished if lock_name(run_id) in alive_or_dead]
+    return [run_id for run_id in started if bury(instance, team, run_id, _ENDED_EARLY)]
+
+
+def lock_name(run_id: str) -> str:
+    """Return the name of a run's lock in PostgreSQL."""
+    return f"{_RUN}{run_id}"
+
+
+_RUN = "run/"
+
+
+def bury(instance: dg.DagsterInstance, team: TeamSession, run_id: str, reason: str) -> bool:
+    """Report a run as failed if no process has its lock. A host that was only frozen is interrupted when it wakes up.
+
+    Returns:
+        True if the run was reported.
+    """
+    lock = team.take(lock_name(run_id))
+    if lock is None:
+        return False
+    try:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        instance.report_run_failed(run, reason)
+        return True
+    finally:
+        team.release(lock)
 
 
 def _lock_path(instance: dg.DagsterInstance, run_id: str) -> Path:
@@ -82,6 +132,15 @@ def heartbeat(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterat
     if instance is None or run_id is None or not instance.is_persistent:
         yield
         return
+    team = current_team()
+    if team is not None:
+        lock = team.take(lock_name(run_id), on_lost=_interrupt)  # None: this process has it, one lock is enough
+        try:
+            yield
+        finally:
+            if lock is not None:
+                team.release(lock, forget=True)
+        return
     from market_data_pipeline.lake import locks
 
     path = _lock_path(instance, run_id)
@@ -94,3 +153,10 @@ def heartbeat(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterat
         yield
         if owner:
             path.unlink(missing_ok=True)
+
+
+def _interrupt() -> None:
+    """Interrupt this process's run, which was closed and may run on another host by now."""
+    logger.warning("This run was closed while its host was cut off from PostgreSQL. It is interrupted.")
+    if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+        os.kill(os.getpid(), signal.SIGINT)

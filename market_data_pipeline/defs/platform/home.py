@@ -32,11 +32,12 @@ from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.regular_files import read_regular
 from market_data_pipeline.model import faults
 from market_data_pipeline.model.waits import Stop
-from market_data_pipeline.settings import PREFIX
+from market_data_pipeline.settings import PREFIX, Settings, load_settings
+from market_data_pipeline.team.address import shown
 
 logger = logging.getLogger(__name__)
 
-CONFIG = Path(__file__).with_name("dagster.yaml")
+CONFIG, TEAM_CONFIG = (Path(__file__).with_name(name) for name in ("dagster.yaml", "team.yaml"))
 DEFINITIONS_MODULE = "market_data_pipeline.definitions"
 
 
@@ -73,18 +74,32 @@ def prepare_home(layout: Layout) -> Path:
             named,
             home,
         )
-    _write_config(home / "dagster.yaml")
+    settings = load_settings()
+    _write_config(home / "dagster.yaml", config_of(settings))
     os.environ["DAGSTER_HOME"] = str(home)
+    for name in ("postgres", "broker"):  # dagster.yaml names them, and a .env file is not in the environment
+        if value := getattr(settings, name):
+            os.environ[f"{PREFIX}{name.upper()}"] = value
     _prepared.add(home)
     return home
 
 
-def _write_config(path: Path) -> None:
-    ours = CONFIG.read_bytes()
+def config_of(settings: Settings) -> bytes:
+    """Return the ``dagster.yaml`` of these settings: of one machine, or of a team."""
+    if not settings.postgres:
+        return CONFIG.read_bytes()
+    text = TEAM_CONFIG.read_text("utf-8")
+    text = text.replace("max_concurrent_runs: 4", f"max_concurrent_runs: {settings.concurrent_runs}")
+    if not settings.broker:
+        text = text.partition("\n# Only with MARKET_DATA_BROKER.")[0]
+    return text.encode()
+
+
+def _write_config(path: Path, ours: bytes) -> None:
     there = read_regular(path) if path.exists() else None
     # Users delete the first line to own the file. Then it is not updated.
     if there is None or (there != ours and there.split(b"\n", 1)[0] == ours.split(b"\n", 1)[0]):
-        storage.write_bytes(path, ours)
+        storage.put(path, ours)
 
 
 def open_instance(layout: Layout) -> dg.DagsterInstance:
@@ -151,11 +166,17 @@ class _WithoutNotices:
 
 
 def _records_fault(home: Path, error: BaseException) -> str | None:
+    team = load_settings().postgres
     for one in faults.chain(error):
         if isinstance(one, (dg.DagsterInvalidConfigError, yaml.YAMLError)):
             return (
                 f"{home / 'dagster.yaml'} is not a valid Dagster configuration: {' '.join(str(one).split())[:300]} "
                 "Fix it, or delete it and the next command writes a new one."
+            )
+        if faults.is_of_database(one) and team:
+            return (
+                f"Dagster's records in PostgreSQL at {shown(team)} cannot be used ({faults.reason(one)}). Check "
+                f"{PREFIX}POSTGRES, and that the server runs and has free connections. Stored days are safe."
             )
         if faults.is_of_database(one):
             return _database_fault(home, one)

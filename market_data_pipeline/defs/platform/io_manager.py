@@ -6,7 +6,6 @@ Reading and writing files does not belong here; see ``tables``.
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -15,6 +14,7 @@ from market_data_pipeline.defs.keys import series_of
 from market_data_pipeline.defs.partitions import day_of
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
+from market_data_pipeline.model.places import place_of
 from market_data_pipeline.model.series import SeriesKey
 
 
@@ -47,7 +47,7 @@ class DuckDBParquetIOManager(dg.ConfigurableIOManager):
 
     @property
     def _layout(self) -> Layout:
-        return Layout(Path(self.root))
+        return Layout(place_of(self.root))
 
     def load_input(self, context: dg.InputContext) -> Any:
         """Load the partitions that a run or an asset value loader requests.

@@ -1,9 +1,10 @@
-"""The address of Dagster's UI: one UI per data folder, on a free port. Serving it does not belong here."""
+"""The address of Dagster's UI: one UI per data folder and per team, on a free port. Serving it does not belong here."""
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from filelock import Timeout
 
 from market_data_pipeline.errors import UiRunsError, UsageError
 from market_data_pipeline.lake import locks
+from market_data_pipeline.team.current import current_team
 
 _NOT_HERE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
@@ -23,7 +25,7 @@ def claim_ui(home: Path, host: str, port: int) -> None:
     """Claim the one UI of a home for this process, until it ends.
 
     Raises:
-        UiRunsError: Another process has it. The text names that process.
+        UiRunsError: Another process has it, of this host or of another host of the team. The text names that process.
     """
     lock = home / "ui.lock"
     try:
@@ -31,7 +33,22 @@ def claim_ui(home: Path, host: str, port: int) -> None:
     except Timeout:
         owner = lock.read_text("utf-8", errors="replace").strip()
         raise UiRunsError(f"A UI already runs over {home.parent}: process {owner}. Use it, or stop it first.") from None
+    team = current_team()
+    if team is not None and team.take(_UI, on_lost=_end) is None:
+        raise UiRunsError(
+            f"A UI with its daemon already runs for this team: {team.holder(_UI)}. Two daemons would start each run "
+            "twice. Use that one, or stop it first."
+        )
     lock.write_text(f"{os.getpid()} at {address_of(host, port)}\n", "utf-8")
+
+
+_UI = "ui"
+"""Name of the lock of a team's one UI and daemon."""
+
+
+def _end() -> None:
+    """End this UI, because another host has started one while this host was cut off."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_address(host: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""Compression of the JSON of Dagster's events: SQLite connections that pack it on write and unpack it on read.
+"""Compression of the JSON of Dagster's events: connections that pack it on write and unpack it on read.
 
 An event's JSON is 1 to 4 kB, nearly all of it names of classes and fields. A compressor that knows these names makes
 100 to 300 bytes of it. Other values stay as Dagster wrote them. Reading and writing events belongs in ``event_log``.
@@ -6,6 +6,7 @@ An event's JSON is 1 to 4 kB, nearly all of it names of classes and fields. A co
 
 from __future__ import annotations
 
+import binascii
 import sqlite3
 import zlib
 from collections.abc import Iterable
@@ -64,8 +65,34 @@ def unpack(packed: bytes) -> str:
     return text.decode()
 
 
+TEXT_MARK = "\x01"
+"""First character of a value that is packed as text, for PostgreSQL. No JSON begins with it."""
+
+
+def pack_to_text(text: str) -> str:
+    """Compress an event's JSON, for a column of text."""
+    return TEXT_MARK + binascii.b2a_base64(pack(text), newline=False).decode()
+
+
+def unpack_text(value: str) -> str:
+    """Return the JSON of a value of a column of text. Other values come back as they are.
+
+    >>> unpack_text(pack_to_text('{"a": 1}')), unpack_text("2024-01-01")
+    ('{"a": 1}', '2024-01-01')
+
+    Raises:
+        sqlite3.DatabaseError: The value was packed by a newer version, or is damaged.
+    """
+    return unpack(binascii.a2b_base64(value[1:])) if value[:1] == TEXT_MARK else value
+
+
+def is_of_events(value: object) -> bool:
+    """Return True if a value is JSON of Dagster's events that is worth packing."""
+    return type(value) is str and len(value) >= _LEAST and value.startswith(_BEGINS)
+
+
 def _packed(value: Any) -> Any:
-    return pack(value) if type(value) is str and len(value) >= _LEAST and value.startswith(_BEGINS) else value
+    return pack(value) if is_of_events(value) else value
 
 
 def _row_packed(values: Any) -> Any:

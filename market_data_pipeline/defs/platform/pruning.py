@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import dagster as dg
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
@@ -33,6 +33,9 @@ from market_data_pipeline.defs.platform.renaming import rename_assets
 from market_data_pipeline.errors import MarketDataError, UsageError
 from market_data_pipeline.lake import locks
 from market_data_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from market_data_pipeline.defs.platform.team_storage import TeamEventLogStorage
 
 _RUNS_AT_ONCE = 20
 """Runs dropped in one transaction. It is short, because other processes wait for it."""
@@ -87,10 +90,17 @@ def prune(
         run_id: The calling run. It does not delay freeing space.
 
     Raises:
-        UsageError: The records are not in SQLite files.
+        UsageError: The records are in another database than SQLite files or the team's PostgreSQL.
         MarketDataError: Another prune is in progress.
         sqlite3.Error: A file cannot be used. No current result is lost, and the same call continues where it stopped.
     """
+    if getattr(instance.event_log_storage, "is_of_team", False):
+        from market_data_pipeline.defs.platform.team_pruning import prune_team
+
+        dropped, size, after = prune_team(
+            cast("TeamEventLogStorage", instance.event_log_storage), before, dry_run=dry_run
+        )
+        return Pruned(*dropped, before=size, after=after, waiting="PostgreSQL frees it by autovacuum")
     home = Path(instance.root_directory)
     index, runs, schedules = _files(instance)
     size = size_of_records(home)

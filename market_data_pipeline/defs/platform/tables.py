@@ -28,6 +28,7 @@ from market_data_pipeline.lake.ledger import Ledger
 from market_data_pipeline.lake.partitions import day_files
 from market_data_pipeline.lake.reader import read_days, time_column
 from market_data_pipeline.model.day import EMPTY, HELD, NOT_LISTED, DayFile, DayRecord, record_of
+from market_data_pipeline.model.places import is_object
 from market_data_pipeline.model.provenance import Part, Provenance, Source
 from market_data_pipeline.model.schema import lake_schema, may_be_null
 from market_data_pipeline.model.series import SeriesKey
@@ -93,7 +94,7 @@ def load_files(stored: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: 
     if module == "polars" and name in ("DataFrame", "LazyFrame"):
         import polars as pl
 
-        if name == "LazyFrame" and stored:
+        if name == "LazyFrame" and stored and not is_object(stored[0].path):
             at = pl.col(time_column(stored[0].key.data_type))
             inside = [(at >= start) & (at < end) for start, end in _spans(stored)]
             scanned = pl.scan_parquet([str(path) for path in _paths(stored)], glob=False, hive_partitioning=False)
@@ -109,8 +110,8 @@ def load_files(stored: Sequence[DayFile], schema: pa.Schema, wanted: Any, mark: 
 
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    if not stored:
-        return connection.from_arrow(schema.empty_table())
+    if not stored or is_object(stored[0].path):
+        return connection.from_arrow(read_days(stored, schema))
     listed = [*filter(None, [mark]), *_paths(stored)]
     relation = connection.read_parquet([as_pattern(path) for path in listed], hive_partitioning=False)
     column = time_column(stored[0].key.data_type)
@@ -168,7 +169,7 @@ def store_days(
                 continue
             record = _provenance(layout, key, day, table, made_of)
             encoded = parquet.encode_table(table, record)
-            stat = storage.write_bytes(layout.file(key, day), encoded)
+            stat = storage.put(layout.file(key, day), encoded)
             sha256 = hashlib.sha256(encoded).hexdigest()
             ledger.put(record_of(record, stat, attempts=attempts, file_sha256=sha256))
         ledger.write(layout.ledger(key))

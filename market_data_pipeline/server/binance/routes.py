@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from market_data_pipeline import clock
+from market_data_pipeline.client.pages import RowsPage
 from market_data_pipeline.errors import DamagedFileError, MarketDataError, NotStoredError, UsageError
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import binance_dialect as dialect
@@ -64,7 +65,7 @@ def binance_routes() -> list[Route]:
         names += ["fundingRate"] if market is not Market.SPOT else []
         routes += [_route(f"{prefix}/{name}", _rows_of(market, name)) for name in names]
         routes += [_route(f"{prefix}/exchangeInfo", _exchange_info(market))]
-        routes += [_route(f"{prefix}/{name}", _tickers(market, name)) for name in _TICKERS]
+        routes += [_route(f"{prefix}/{name}", _tickers(market, name)) for name in dialect.TICKERS]
     routes += [_route(f"{dialect.STATISTICS_PREFIX}/{name}", _rows_of(Market.UM, name)) for name in dialect.STATISTICS]
     public = [f"{prefix}/{name}" for prefix in dialect.PREFIXES for name in _PUBLIC]
     routes += [_route(path, _unsupported) for path in (*public, f"{dialect.STATISTICS_PREFIX}/basis")]
@@ -145,7 +146,7 @@ def _time(market: Market) -> Callable[[Request, ServerState], dict[str, Any]]:
 def _exchange_info(market: Market) -> _Answer:
     async def answer(request: Request, state: ServerState) -> Response:
         symbols = await _symbols(state, market)
-        wanted = _named_symbols(market, dict(request.query_params))
+        wanted = dialect.listed_names_in(dict(request.query_params), market)
         if wanted is not None:
             chosen = [one for one in symbols if one.symbol in wanted]
             if len(chosen) < len(wanted):
@@ -183,46 +184,42 @@ async def _symbols(state: ServerState, market: Market) -> list[SymbolRules]:
     return found
 
 
-def _named_symbols(market: Market, parameters: Mapping[str, str]) -> list[str] | None:
-    """Return the symbols of the parameters ``symbol`` and ``symbols``, which is a JSON list. None without either.
-
-    Raises:
-        Refusal: Both were sent, or a symbol cannot exist, or the list is not JSON.
-    """
-    if market is not Market.SPOT or "symbols" not in parameters:
-        return [dialect.listed_name_in(parameters, "")] if "symbol" in parameters else None
-    if "symbol" in parameters:
-        raise Refusal(-1128, "Combination of optional parameters invalid.")
-    try:
-        names = orjson.loads(parameters["symbols"])
-    except orjson.JSONDecodeError:
-        names = None
-    if not isinstance(names, list) or not names or not all(isinstance(one, str) for one in names):
-        raise Refusal(-1100, "Illegal characters found in parameter 'symbols'; it is a JSON list of symbols.")
-    return list(dict.fromkeys(dialect.listed_name_in({"symbol": one}, "") for one in names))
-
-
 def _tickers(market: Market, endpoint: str) -> _Answer:
     async def answer(request: Request, state: ServerState) -> Response:
         parameters = dict(request.query_params)
-        wanted = _named_symbols(market, parameters)
         known = {one.symbol: one for one in await _symbols(state, market)}
-        if wanted is not None and not known.keys() >= set(wanted):
-            raise dialect.unknown_symbol()
-        make = _TICKERS[endpoint]
-        chosen = [known[name] for name in (wanted or known)]
-        found = await state.workers.run(lambda: [make(state.source, market, one) for one in chosen])
-        shown = [one for one in found if one is not None]
-        if wanted is not None and len(shown) < len(wanted):
-            raise dialect.invalid("symbol", f"The lake has no klines of {', '.join(wanted)} in {market}.")
-        single = "symbol" in parameters and market is not Market.CM
+        chosen = [known[name] for name in dialect.chosen_symbols(parameters, market, known)]
+        found = await state.workers.run(lambda: _tickers_of(state, market, endpoint, chosen))
+        named = "symbol" in parameters or "symbols" in parameters
+        refusal = next((one for one in found if isinstance(one, Refusal)), None)
+        shown = [one for one in found if not isinstance(one, Refusal)]
+        if refusal is not None and (named or not shown):
+            raise refusal
+        if not shown:
+            raise dialect.invalid("symbol", f"The lake has no klines in {market}.")
+        if market is Market.SPOT and parameters.get("type") == "MINI":
+            shown = [{name: one[name] for name in dialect.MINI_TICKER if name in one} for one in shown]
+        single = dialect.is_single_ticker(parameters, market)
         headers = {"Cache-Control": "no-store", **weight_headers(dialect.weight_of(market, endpoint, parameters))}
         return Response(orjson.dumps(shown[0] if single else shown), 200, headers, JSON)
 
     return answer
 
 
-_TICKERS: Mapping[str, Callable[[RowSource, Market, SymbolRules], dict[str, Any] | None]] = {
+def _tickers_of(
+    state: ServerState, market: Market, endpoint: str, chosen: Iterable[SymbolRules]
+) -> list[dict[str, Any] | Refusal]:
+    """Return a ticker for each symbol, or the reason why the lake has none."""
+    found: list[dict[str, Any] | Refusal] = []
+    for one in chosen:
+        try:
+            found.append(_TICKERS[endpoint](state.source, market, one))
+        except Refusal as refusal:
+            found.append(refusal)
+    return found
+
+
+_TICKERS: Mapping[str, Callable[[RowSource, Market, SymbolRules], dict[str, Any]]] = {
     "ticker/price": price_of,
     "ticker/24hr": change_of,
 }
@@ -263,7 +260,8 @@ def _rows_of(market: Market, endpoint: str) -> _Answer:
 
             async def make() -> EncodedAnswer:
                 made = await _made(state, call, series, coding, dialect.weight_of(market, endpoint, parameters))
-                state.answers.put(key, fingerprint, made)
+                if all(source != "exchange" for source, _ in made.origins):
+                    state.answers.put(key, fingerprint, made)
                 return made
 
             found = await state.shared.run((key, fingerprint), make)
@@ -295,7 +293,7 @@ async def series_of_call(state: ServerState, call: RowsCall) -> SeriesKey:
 async def _made(state: ServerState, call: RowsCall, series: SeriesKey, coding: str, weight: int) -> EncodedAnswer:
     reader = RowsReader(state.source, Layout(state.settings.root))
     found: ReadRows = await state.workers.run(lambda: reader.read(call, series))
-    page = found.page
+    page, fetched = found.page, None
     if page is not None and Strategy(state.settings.serve_cache_strategy) is Strategy.AUTO:
         fetched = await fetching.complete(state, series, page, force=False)
         if fetched.again:
@@ -318,10 +316,15 @@ async def _made(state: ServerState, call: RowsCall, series: SeriesKey, coding: s
             lasting=fixed and final,
             expires=None if final else minute,
             headers=(("Vary", "Accept-Encoding, X-MBX-TIME-UNIT"), *weight_headers(weight).items()),
-            origins=found.page.origins if found.page is not None else (),
+            origins=_origins(found.page, fetched),
+            whole=found.page is None or found.page.is_whole,
         )
 
     return await state.workers.run(build)
+
+
+def _origins(page: RowsPage | None, fetched: fetching.Fetched | None) -> tuple[tuple[str, int], ...]:
+    return () if page is None else page.origins if fetched is None else fetched.origins(page)
 
 
 def _is_full(found: ReadRows) -> bool:

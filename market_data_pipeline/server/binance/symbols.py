@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, date
 from typing import Any
 
@@ -32,20 +33,32 @@ def listed_symbols(layout: Layout, market: Market, listings: Listings) -> list[S
     """
     symbols = sorted({key.symbol for key in known_series(layout) if key.market is market and _is_of_symbol(key)})
     newest, rules = _snapshots(layout, market, symbols)
-    return [
-        _listed(market, name, rules.get(name), listings.get((market, name), ListingSpans()), newest) for name in symbols
-    ]
+
+    def listed(name: str) -> SymbolRules:
+        listing = listings.get((market, name), ListingSpans())
+        is_newer = newest is not None and listing.first is not None and listing.first >= newest.day
+        trading = listing.last is None and (newest is None or is_newer or name in newest.trading)
+        return _listed(market, name, rules.get(name), listing.first, trading=trading)
+
+    return [listed(name) for name in symbols]
 
 
 def _is_of_symbol(key: SeriesKey) -> bool:
     return key.data_type is not DataType.INDEX_PRICE_KLINES or key.market is Market.UM or "_" in key.symbol
 
 
+@dataclass(frozen=True, slots=True)
+class _Newest:
+    """The newest snapshot: its day, and the symbols that trade in it."""
+
+    day: date
+    trading: frozenset[str]
+
+
 def _listed(
-    market: Market, symbol: str, rules: Mapping[str, Any] | None, listing: ListingSpans, newest: frozenset[str] | None
+    market: Market, symbol: str, rules: Mapping[str, Any] | None, listed: date | None, *, trading: bool
 ) -> SymbolRules:
-    trading = listing.last is None and (newest is None or symbol in newest)
-    first = listing.first or (rules or {}).get("onboard_date")
+    first = listed or (rules or {}).get("onboard_date")
     if rules is None:
         base, quote = dialect.assets_of(market, symbol)
         step = 10.0**-_DECIMALS
@@ -70,23 +83,23 @@ def _listed(
 
 def _snapshots(
     layout: Layout, market: Market, symbols: Iterable[str]
-) -> tuple[frozenset[str] | None, dict[str, dict[str, Any]]]:
-    """Return the symbols that trade in the newest snapshot, None without one, and the newest rules of each symbol."""
-    wanted, trading, found = set(symbols), None, dict[str, dict[str, Any]]()
+) -> tuple[_Newest | None, dict[str, dict[str, Any]]]:
+    """Return the newest snapshot, None without one, and the newest rules of each symbol."""
+    wanted, newest, found = set(symbols), None, dict[str, dict[str, Any]]()
     for rows in _newest_first(layout, market):
-        if trading is None:
-            trading = frozenset(str(row["symbol"]) for row in rows if row["status"] == _TRADING)
+        if newest is None:
+            newest = _Newest(rows[0]["day"], frozenset(str(row["symbol"]) for row in rows if row["status"] == _TRADING))
         for row in rows:
             if row["symbol"] in wanted:
                 found.setdefault(str(row["symbol"]), row)
         if wanted <= found.keys():
             break
-    return trading, found
+    return newest, found
 
 
 def _newest_first(layout: Layout, market: Market) -> Iterator[list[dict[str, Any]]]:
     folder = layout.exchange_info(market)
-    for day in sorted(storage.days_named(folder), reverse=True):
+    for day in sorted(storage.list_named(folder), reverse=True):
         yield parquet.read_table(folder / f"{day}.parquet").to_pylist()
 
 

@@ -45,7 +45,7 @@ from market_data_pipeline.sources.http import (
     ResponseKind,
     retry_after_seconds,
 )
-from market_data_pipeline.sources.rate_limit import LONGEST_BAN_SECONDS, WeightBudget, shared_folder
+from market_data_pipeline.sources.rate_limit import LONGEST_BAN_SECONDS, WeightBudget
 
 _USED_WEIGHT = "X-MBX-USED-WEIGHT-1M"
 _TIME_WEIGHT = 1
@@ -128,7 +128,7 @@ class RestApi:
             _budget_name(market, settings),
             self._facts.weight_per_minute,
             settings.weight_share,
-            settings.budget_dir or shared_folder(),
+            settings.budget_dir,
             stop,
             settings.rest_pause_seconds,
         )
@@ -455,7 +455,7 @@ class RestApi:
                     f"{_budget_name(self.market, self._settings)}+{name}",
                     limit.requests,
                     self._settings.weight_share,
-                    self._settings.budget_dir or shared_folder(),
+                    self._settings.budget_dir,
                     self._stop,
                     self._settings.rest_pause_seconds,
                     seconds=limit.seconds,

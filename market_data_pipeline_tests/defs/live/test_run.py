@@ -100,3 +100,9 @@ def test_the_check_says_what_the_archive_changed(settings: Settings) -> None:
     result = spot()
     assert not result.passed
     assert "2026-02-28 of binance/spot/klines/BTCUSDT/1m: 3 rows changed" in result.description
+
+
+def test_sensor_looks_seldom_until_a_feed_ran(settings: Settings) -> None:
+    assert build_live_sensor(MARKETS, settings).minimum_interval_seconds == 600
+    write(settings, "2026-03-01T12:00:29.000Z")
+    assert build_live_sensor(MARKETS, settings).minimum_interval_seconds == 60

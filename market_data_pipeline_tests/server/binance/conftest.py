@@ -35,6 +35,7 @@ class Twins:
     served: TestClient
     sandbox: Sandbox
     root: Path
+    world: World
 
     def ask(self, path: str, **parameters: Any) -> tuple[int, Any]:
         """Return the status and the JSON of the server's answer."""
@@ -59,7 +60,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
         _fill(world)
         settings = load_settings(dir=world.root, universe=world.root / "universe.yaml")
         with TestClient(build_app(settings), base_url="http://localhost") as client:
-            yield Twins(client, sandbox, world.root)
+            yield Twins(client, sandbox, world.root, world)
 
 
 def _fill(world: World) -> None:
@@ -69,6 +70,7 @@ def _fill(world: World) -> None:
         for interval in ("1m", "1h"):
             world.ingest(series(symbol, interval, name), collected)
         world.ingest(series(symbol, None, name), collected)
+        world.ingest(series(symbol, None, name, DataType.TRADES), collected)
         if market is Market.SPOT:
             continue
         for data_type in PRICES:

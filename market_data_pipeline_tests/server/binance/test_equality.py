@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
-from market_data_pipeline.model.binance_dialect import STATISTICS
+from market_data_pipeline import clock
+from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.binance_dialect import STATISTICS, TICKERS
 from market_data_pipeline.model.series import Market
-from market_data_pipeline_tests.server.binance.conftest import BEGIN, END, HOUR, PATHS, SYMBOLS, Twins, plain
+from market_data_pipeline.server.app import build_app
+from market_data_pipeline.settings import load_settings
+from market_data_pipeline.universe.exchange_info import snapshot_of, store_snapshot
+from market_data_pipeline_tests.server.binance.conftest import BEGIN, END, HOUR, NOW, PATHS, SYMBOLS, Twins, plain
 
 
 @pytest.mark.parametrize("market", list(SYMBOLS))
@@ -72,6 +79,69 @@ def test_exchange_info_equals_the_sandbox_but_for_steps(twins: Twins, market: Ma
     }
 
 
+@pytest.mark.parametrize("market", list(SYMBOLS))
+def test_exchange_info_with_a_snapshot_equals_the_sandbox(twins: Twins, market: Market) -> None:
+    """All of it, except that a snapshot has the day of the listing without its time."""
+    own = requests.get(f"{twins.sandbox.url}{PATHS[market]}/exchangeInfo", timeout=60).json()
+    table, layout = snapshot_of(own, clock.now()), Layout(twins.root)
+    assert store_snapshot(layout, market, table)
+    app = build_app(load_settings(dir=twins.root, universe=twins.root / "universe.yaml"))
+    with TestClient(app, base_url="http://localhost") as client:
+        [mine] = client.get(f"{PATHS[market]}/exchangeInfo").json()["symbols"]
+    [theirs] = [one for one in own["symbols"] if one["symbol"] == SYMBOLS[market]]
+    assert mine.pop("onboardDate", 0) // DAY == theirs.pop("onboardDate", 0) // DAY
+    assert mine == theirs
+    for path in layout.exchange_info(market).iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("market", list(SYMBOLS))
+def test_single_trades_equal_the_sandbox(twins: Twins, market: Market) -> None:
+    """From an id on, over midnight. The newest ones of both are of other moments."""
+    path, symbol = f"{PATHS[market]}/historicalTrades", SYMBOLS[market]
+    newest = twins.ask(path, symbol=symbol, limit=3)[1]
+    assert BEGIN < newest[0]["time"] < END
+    [around] = twins.ask(f"{PATHS[market]}/aggTrades", symbol=symbol, startTime=BEGIN + DAY, limit=1)[1]
+    for first in (around["f"] - 100, newest[0]["id"]):
+        served, own = twins.both(path, symbol=symbol, fromId=first, limit=200)
+        assert served
+        assert plain(served) == plain(own)[: len(served)]
+    assert len(twins.ask(path, symbol=symbol, fromId=around["f"], limit=200)[1]) == 200
+
+
+UNKNOWN_TO_CANDLES = {"lastQty", "firstId", "lastId", "openTime", "closeTime", "time"}
+
+
+@pytest.mark.parametrize("market", list(SYMBOLS))
+@pytest.mark.parametrize("endpoint", TICKERS)
+def test_tickers_equal_the_sandbox(twins: Twins, market: Market, endpoint: str) -> None:
+    """At the end of the newest stored day, all but what no candle has: orders, ids and times within a minute."""
+    path, ask = f"{PATHS[market]}/{endpoint}", {"symbol": SYMBOLS[market]}
+    twins.world.at("2026-03-05T00:00:00")
+    try:
+        answers = list(twins.both(path, **ask))
+        assert [one["symbol"] for one in twins.ask(path)[1]] == [SYMBOLS[market]]
+        if market is Market.CM:
+            assert twins.ask(path, pair="BTCUSD") == (200, answers[0])
+        else:
+            answers = [[one] for one in answers]
+    finally:
+        twins.world.at(NOW)
+    served, own = (
+        {name: value for name, value in plain(one).items() if name not in UNKNOWN_TO_CANDLES} for [one] in answers
+    )
+    assert served == pytest.approx(own, rel=1e-9, abs=2e-8)
+    if endpoint == "ticker/24hr":
+        assert answers[0][0]["openTime"] == END - DAY
+        assert answers[0][0]["closeTime"] == END - 1
+
+
+def test_small_tickers_of_spot_equal_the_sandbox(twins: Twins) -> None:
+    served, own = twins.both("/api/v3/ticker/24hr", symbol="SOLUSDT", type="MINI")
+    assert own.keys() - served.keys() == {"firstId", "lastId"}
+    assert served.keys() < own.keys()
+
+
 def test_trades_go_on_from_an_id_over_midnight(twins: Twins) -> None:
     for market, symbol in SYMBOLS.items():
         path = f"{PATHS[market]}/aggTrades"
@@ -91,6 +161,7 @@ def test_spot_has_microseconds(twins: Twins) -> None:
         assert [row[0] for row in fine] == [row[0] * 1000 for row in coarse]
 
 
+DAY = 24 * HOUR
 ENDPOINTS = ("klines", "aggTrades", "markPriceKlines", "fundingRate")
 FAULTS = ("symbol", "interval", "reversed", "limit", "endTime")
 

@@ -13,7 +13,7 @@ from market_data_pipeline.model.series import ListingSpans, Market
 from market_data_pipeline.server.app import build_app
 from market_data_pipeline.settings import load_settings
 from market_data_pipeline.universe.edit import write_lock
-from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
+from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
 from market_data_pipeline_tests.support.world import utc
 
 HOUR = 3_600_000
@@ -241,6 +241,33 @@ def test_tickers_are_of_the_newest_stored_candles(served: TestClient) -> None:
     assert (day["openTime"], day["closeTime"]) == (ms("2024-01-05"), ms("2024-01-06") - 1)
     assert len(ask(served, "/api/v3/ticker/price")[1]) == 3
     assert ask(served, "/api/v3/ticker/24hr", symbol="NOUSDT")[1]["code"] == -1121
+
+
+def test_tickers_without_all_candles_are_refused(served: TestClient, lake: SmallLake) -> None:
+    """One symbol is refused with the reason. Among all symbols it is left out, and none at all is no empty list."""
+    lake.put(series("XRPUSDT", "1h"), days_from("2024-01-04", 1))
+    lake.put(series("XRPUSDT", "1d"), days_from("2024-01-01", 5))
+    lake.put(series("ADAUSDT"), days_from("2024-01-04", 1))
+    short = series("BNBUSDT", "1h"), days_from("2024-01-04", 1)[0]
+    lake.put_table(*short, day_table(*short).slice(0, 12))
+    status, found = ask(served, "/api/v3/ticker/24hr", symbol="BNBUSDT")
+    assert (status, found["code"]) == (400, -1130)
+    assert "not have all klines of BNBUSDT in spot of the 24 hours up to 2024-01-04 12:00" in found["msg"]
+    assert ask(served, "/api/v3/ticker/price", symbol="BNBUSDT")[0] == 200
+    assert ask(served, "/api/v3/ticker/24hr", symbol="XRPUSDT")[0] == 200
+    status, found = ask(served, "/api/v3/ticker/24hr", symbol="ADAUSDT")
+    assert (status, found["code"]) == (400, -1130)
+    assert "no klines of ADAUSDT in spot" in found["msg"]
+    assert len(ask(served, "/api/v3/ticker/24hr")[1]) == 4
+    status, found = ask(served, "/dapi/v1/ticker/price")
+    assert (status, found["code"]) == (400, -1130)
+    assert found["msg"].endswith("The lake has no klines in cm.")
+    for path, given, code in (
+        ("/dapi/v1/ticker/price", {"pair": "BTCUSD"}, -1121),
+        ("/dapi/v1/ticker/24hr", {"pair": "BTCUSD", "symbol": "BTCUSD_PERP"}, -1128),
+        ("/api/v3/ticker/24hr", {"symbols": '["BTCUSDT"]', "symbol": "BTCUSDT"}, -1128),
+    ):
+        assert ask(served, path, **given)[1]["code"] == code
 
 
 def test_server_with_keys_refuses_in_the_same_form(lake: SmallLake) -> None:

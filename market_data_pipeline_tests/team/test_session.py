@@ -1,0 +1,162 @@
+"""Locks and fences in PostgreSQL: one holder on all hosts, and no write of one that lost its lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from market_data_pipeline.errors import EnvironmentFaultError, SeriesBusyError, UsageError
+from market_data_pipeline.team.session import TeamSession
+from market_data_pipeline_tests.support.postgres import PostgresServer, postgres_server
+
+
+@pytest.fixture
+def hosts(team_url: str) -> Iterator[tuple[TeamSession, TeamSession]]:
+    """Two hosts of a team."""
+    ours, theirs = TeamSession(team_url), TeamSession(team_url)
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def cut_off(session: TeamSession) -> None:
+    """End a host's connection at the server, which frees its locks."""
+    assert session._connection is not None
+    with psycopg2.connect(session._url) as other, other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s, 5000)", (session._connection.info.backend_pid,))
+    other.close()
+
+
+def test_one_host_has_a_lock_at_a_time(hosts: tuple[TeamSession, TeamSession]) -> None:
+    ours, theirs = hosts
+    lock = ours.take("series")
+    assert lock is not None
+    assert theirs.take("series") is None
+    assert ours.take("series") is None  # another thread of this process
+    assert theirs.take("another") is not None
+    assert "process" in theirs.holder("series")
+    ours.release(lock)
+    assert theirs.take("series") is not None
+
+
+def test_a_lock_is_free_after_its_process_ended(hosts: tuple[TeamSession, TeamSession]) -> None:
+    ours, theirs = hosts
+    assert not theirs.is_free("run")  # it was never taken
+    lock = ours.take("run")
+    assert lock is not None
+    assert not theirs.is_free("run")
+    ours.close()
+    assert theirs.is_free("run")
+    assert theirs.names("r") == ["run"]
+    mine = theirs.take("run")
+    assert mine is not None
+    theirs.release(mine, forget=True)
+    assert theirs.names("r") == []
+
+
+def test_lock_is_regained_if_nobody_took_it(hosts: tuple[TeamSession, TeamSession]) -> None:
+    ours, theirs = hosts
+    lock = ours.take("series")
+    assert lock is not None
+    cut_off(ours)
+    with ours.fenced("series"):
+        assert theirs.take("series") is None
+    assert not lock.lost
+
+
+def test_host_without_its_lock_writes_nothing(hosts: tuple[TeamSession, TeamSession], tmp_path: Path) -> None:
+    ours, theirs = hosts
+    told: list[str] = []
+    assert ours.take("series", on_lost=lambda: told.append("lost")) is not None
+    cut_off(ours)
+    assert theirs.take("series") is not None
+    with pytest.raises(SeriesBusyError, match="lost its lock of series"), ours.fenced("series"):
+        (tmp_path / "ledger").touch()
+    assert list(tmp_path.iterdir()) == []
+    assert told == ["lost"]
+
+
+def test_no_update_is_lost_in_200_rounds(hosts: tuple[TeamSession, TeamSession], tmp_path: Path) -> None:
+    """Two hosts add rows to one file, and each loses its lock in every third round, before it writes."""
+    ledger = tmp_path / "ledger"
+    ledger.write_text("")
+    refused: list[str] = []
+
+    def write(session: TeamSession, mark: str) -> None:
+        for number in range(100):
+            left = 1 if number % 3 == 0 else 0
+            while True:
+                lock = session.take("series")
+                if lock is None:
+                    continue
+                try:
+                    rows = ledger.read_text()
+                    if left:
+                        left -= 1
+                        cut_off(session)
+                        other = hosts[mark == "a"]
+                        if (theirs := other.take("series")) is not None:
+                            other.release(theirs)
+                    with session.fenced("series"):
+                        ledger.write_text(f"{rows}{mark}{number}\n")
+                    break
+                except SeriesBusyError:
+                    refused.append(f"{mark}{number}")
+                finally:
+                    session.release(lock)
+
+    writers = [threading.Thread(target=write, args=pair) for pair in zip(hosts, "ab", strict=True)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert sorted(ledger.read_text().split()) == sorted(f"{mark}{number}" for mark in "ab" for number in range(100))
+    assert sorted(refused) == sorted(f"{mark}{number}" for mark in "ab" for number in range(0, 100, 3))
+
+
+def test_restarted_server_is_waited_for() -> None:
+    with postgres_server("fsync=off") as server:
+        session, other = TeamSession(server.url), TeamSession(server.url)
+        lock = session.take("series")
+        assert lock is not None
+        server.stop()
+        starter = threading.Timer(0.5, server.start, ["fsync=off"])
+        starter.start()
+        with session.fenced("series"):
+            assert other.take("series") is None
+        starter.join()
+        assert not lock.lost
+        session.close()
+        other.close()
+
+
+def test_no_server_is_an_error_in_one_sentence(shared_postgres: PostgresServer) -> None:
+    session = TeamSession("postgresql://me:sekret@127.0.0.1:1/market", patience_seconds=0.3)
+    with pytest.raises(EnvironmentFaultError, match=r"127\.0\.0\.1:1/market cannot be used .*Check MARKET_DATA_POSTGR"):
+        session.take("series")
+    unknown = TeamSession(shared_postgres.url_of("no_such"), patience_seconds=60)
+    with pytest.raises(EnvironmentFaultError, match="Create the database") as error:  # no wait: it will not appear
+        unknown.take("series")
+    assert "sekret" not in str(error.value)
+
+
+def test_full_server_is_an_error_with_its_remedy() -> None:
+    with postgres_server("fsync=off", "max_connections=4", "superuser_reserved_connections=0") as server:
+        others = [psycopg2.connect(server.url) for _ in range(4)]
+        session = TeamSession(server.url, patience_seconds=0.3)
+        with pytest.raises(EnvironmentFaultError, match="no free connection: raise its max_connections"):
+            session.take("series")
+        others.pop().close()
+        assert session.take("series") is not None
+        session.close()
+        for other in others:
+            other.close()
+
+
+def test_wrong_url_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"Write postgresql://user:password@host"):
+        TeamSession("mysql://me@host/market")
