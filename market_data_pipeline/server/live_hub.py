@@ -48,7 +48,7 @@ class Ending(Enum):
         return self.value[1]
 
 
-class Published:
+class SharedUpdate:
     """An update, and its texts, each made once for all clients."""
 
     __slots__ = ("_texts", "update")
@@ -75,7 +75,7 @@ class LiveClient:
     def __init__(self, hub: LiveHub) -> None:
         self._hub = hub
         self.takes_old = False
-        self._waiting: deque[Published] = deque()
+        self._waiting: deque[SharedUpdate] = deque()
         self._ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.ending: Ending | None = None
@@ -88,7 +88,7 @@ class LiveClient:
         """Get no more updates of a series."""
         self._hub.remove(key, self)
 
-    def put(self, one: Published) -> None:
+    def put(self, one: SharedUpdate) -> None:
         """Add an update to the queue."""
         if self.ending is not None or (one.update.is_old and not self.takes_old):
             return
@@ -105,7 +105,7 @@ class LiveClient:
             self._waiting.clear()
             self.ended.set()
 
-    async def take(self, seconds: float | None = None) -> list[Published]:
+    async def take(self, seconds: float | None = None) -> list[SharedUpdate]:
         """Wait for updates. They are empty if none came in time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -243,7 +243,7 @@ class LiveHub:
         for update in arrived:
             followers = self._followers.get(update.key)
             if followers:
-                one = Published(update)
+                one = SharedUpdate(update)
                 for client in followers:
                     client.put(one)
 

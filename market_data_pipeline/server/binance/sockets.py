@@ -21,7 +21,7 @@ from market_data_pipeline.model import binance_dialect as dialect
 from market_data_pipeline.model.binance_dialect import Refusal, SocketRefusal, SocketRequest, SocketRules
 from market_data_pipeline.model.live_updates import CandleUpdate, LiveUpdate, TradeUpdate
 from market_data_pipeline.model.series import DataType, Market, SeriesKey
-from market_data_pipeline.server.live_hub import Ending, LiveClient, LiveHub, Published, followed_names
+from market_data_pipeline.server.live_hub import Ending, LiveClient, LiveHub, SharedUpdate, followed_names
 from market_data_pipeline.server.problems import ProblemError
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class _Socket:
             if key is not None:
                 self.client.leave(key)
 
-    def text(self, one: Published) -> str:
+    def text(self, one: SharedUpdate) -> str:
         divisor, combined = self.divisor, self.combined
         return one.text(
             ("binance", divisor, combined),
