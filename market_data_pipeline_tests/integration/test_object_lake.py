@@ -170,7 +170,7 @@ def test_store_without_conditions_is_refused(tmp_path: Path, monkeypatch: pytest
         ("", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer. Check AWS_ENDPOINT_URL"),
         ("skew", {}, "the clock of this machine differs from the store's"),
         ("region", {}, "is in another region. Set AWS_REGION"),
-        ("503", {}, "asks for fewer requests"),
+        ("503", {}, "refuses so many requests"),
         ("cut", {}, "does not answer"),
     ],
     ids=["keys", "address", "skew", "region", "busy", "cut"],

@@ -38,6 +38,7 @@ OTHER_FILES = {
     "client/watchdog.py": "the process's memory",
     "defs/live/definitions.py": "the status of the live feed, on this machine",
     "defs/platform/descendants.py": "processes",
+    "defs/platform/event_batches.py": "Dagster's records",
     "defs/platform/event_log.py": "Dagster's records",
     "defs/platform/heartbeat.py": "Dagster's records",
     "defs/platform/home.py": "Dagster's records",
@@ -73,6 +74,7 @@ OTHER_FILES = {
     "sources/rate_limit.py": "the request limit that processes share",
     "sources/zips.py": "entries of zips",
     "sql/publish.py": "the catalog while it is built",
+    "team/current.py": "settings",
     "universe/aliases.py": "a file of the package",
     "universe/config.py": "the universe",
 }
