@@ -25,7 +25,7 @@ from market_data_pipeline_tests.support.shell import MarketData, shell
 from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
 from market_data_pipeline_tests.support.world import World, days, klines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("buckets")]
 
 BTC = klines("BTCUSDT", "1h")
 WANTED = days("2026-01-01", "2026-03-04")
