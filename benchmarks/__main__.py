@@ -31,7 +31,7 @@ from benchmarks.ingestion import (
     ingest_single_trades,
     ingest_trades,
 )
-from benchmarks.live import live_messages
+from benchmarks.live import live_messages, live_readable
 from benchmarks.reconciliation import reconcile
 from benchmarks.report import Row, save, show
 from benchmarks.serving import serve
@@ -63,6 +63,7 @@ BENCHMARKS: Mapping[str, Callable[[Archives, Path], list[Row]]] = {
     "verify": verify,
     "imports": import_speed,
     "live-messages": live_messages,
+    "live-readable": live_readable,
     "load": load,
     "growth-years": growth_years,
     "growth-series": growth_series,

@@ -133,15 +133,13 @@ def _gone() -> bytes:
 @contextmanager
 def served_lake(root: Path, **settings: str) -> Iterator[ServedLake]:
     """Run ``market-data serve`` over a data folder as long as the block runs."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        port = trial.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "market_data_pipeline.cli", "serve", "--port", str(port)]
     given = {"dir": str(root), "universe": str(root / "universe.yaml"), **settings}
     environment = os.environ | {PREFIX + name.upper(): value for name, value in given.items()}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
-            _wait_for(port, process)
+            wait_for(port, process)
             served = ServedLake(psutil.Process(process.pid), port)
             yield served
             served.close()
@@ -149,7 +147,20 @@ def served_lake(root: Path, **settings: str) -> Iterator[ServedLake]:
             process.terminate()
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def free_port() -> int:
+    """Return a port that nobody uses."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        port: int = trial.getsockname()[1]
+        return port
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        RuntimeError: It does not.
+    """
     end = time.monotonic() + _STARTS_SECONDS
     while time.monotonic() < end and process.poll() is None:
         with socket.socket() as trial:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
 import click
 
 from market_data_pipeline.cli.console import aside
+from market_data_pipeline.cli.live import current_series, show_followed
 from market_data_pipeline.errors import UsageError
 from market_data_pipeline.hosts import is_loopback
-from market_data_pipeline.settings import load_settings
+from market_data_pipeline.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from market_data_pipeline.server.live_hub import LiveHub
 
 
 @click.command("serve")
@@ -25,7 +34,22 @@ from market_data_pipeline.settings import load_settings
     type=click.Choice(["cache_only", "auto"]),
     help="What requests do without cache_strategy: read the lake alone, or fetch missing days. Default: the setting.",
 )
-def serve_command(host: str, port: int, allowed: tuple[str, ...], cache_strategy: str | None) -> None:
+@click.option(
+    "--live",
+    "with_feed",
+    is_flag=True,
+    help="Run the live feed in this process, and serve its streams as server-sent events and as Binance's sockets.",
+)
+@click.option(
+    "--speed",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(1, 3600),
+    help="With --live: speed of the clock of a sandbox (`market-data sandbox --speed`). Binance has 1.",
+)
+def serve_command(
+    host: str, port: int, allowed: tuple[str, ...], cache_strategy: str | None, with_feed: bool, speed: float
+) -> None:
     """Serve the lake over HTTP.
 
     Rows of every data type, as JSON, Arrow, Parquet or CSV, at /api/v1. Every answer names the final rows and the
@@ -34,7 +58,8 @@ def serve_command(host: str, port: int, allowed: tuple[str, ...], cache_strategy
     Admin routes and SQL need an API key: set MARKET_DATA_API_KEYS. On loopback, everything else needs none. With
     another --host, every request needs a key.
 
-    It needs the extra server: pip install "market-data-pipeline[server]"
+    It needs the extra server: pip install "market-data-pipeline[server]". With --live, it runs the feed of
+    `market-data live`, too, and needs the extra live.
 
       market-data serve
       curl "http://127.0.0.1:8000/api/v1/market/candles/BTCUSDT/1h?limit=5"
@@ -60,6 +85,35 @@ def serve_command(host: str, port: int, allowed: tuple[str, ...], cache_strategy
     check_address(host, port)
     if open_to_all:
         aside().print("Every request needs an API key, because others can reach this address. The data is Binance's.")
-    aside().print(f"The lake in {settings.root} is served at {address_of(host, port)}. Routes: /docs")
-    app = build_app(settings, keys=settings.api_key_list, key_for_all=open_to_all, hosts=allowed)
-    run_server(app, host, port)
+    with ExitStack() as stack:
+        hub = stack.enter_context(_feed(settings, speed)) if with_feed else None
+        aside().print(f"The lake in {settings.root} is served at {address_of(host, port)}. Routes: /docs")
+        app = build_app(settings, keys=settings.api_key_list, key_for_all=open_to_all, hosts=allowed, hub=hub)
+        run_server(app, host, port)
+
+
+@contextmanager
+def _feed(settings: Settings, speed: float) -> Iterator[LiveHub]:
+    """Run the live feed for the duration of the block.
+
+    Raises:
+        MarketDataError: It cannot start.
+        UsageError: A package is missing, or no series can be followed.
+    """
+    from market_data_pipeline.server.live_hub import LiveHub
+
+    try:
+        from market_data_pipeline.live.feed import Feed
+        from market_data_pipeline.live.in_thread import FeedThread
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--live needs {error.name}, which is not installed. Install it: "
+            'pip install "market-data-pipeline[server,live]"'
+        ) from None
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+    keys = current_series(settings)
+    followed = Feed(settings, keys, speed).series
+    hub = LiveHub(followed)
+    with FeedThread(Feed(settings, followed, speed, hub), hub):
+        show_followed(followed, settings)
+        yield hub

@@ -83,7 +83,7 @@ class HotWindow:
         Raises:
             DamagedFileError: A file of the window is damaged.
         """
-        begin = clock.naive_utc(clock.now()) - _span(key)
+        begin = clock.naive_utc(clock.now()) - window_span(key)
         if key.interval is None or start < begin:
             return None
         with self._lock:
@@ -131,7 +131,8 @@ class HotWindow:
         return _Window(begin, table, _times(table, key), lake, live)
 
 
-def _span(key: SeriesKey) -> timedelta:
+def window_span(key: SeriesKey) -> timedelta:
+    """Return the time that the window of a series of candles covers."""
     return timedelta(microseconds=key.step * _ROWS.get(key.interval or "", _OTHER_ROWS))
 
 

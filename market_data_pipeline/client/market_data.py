@@ -40,6 +40,7 @@ from market_data_pipeline.client.request import (
 from market_data_pipeline.client.result import ComposedRows, QueryResult, Result, StoredRows, TableResult
 from market_data_pipeline.client.session import DuckDB, Limits, Params, Views
 from market_data_pipeline.coverage.condition import record_collected
+from market_data_pipeline.errors import UsageError
 from market_data_pipeline.lake import partitions, storage
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model import faults
@@ -102,6 +103,7 @@ class MarketData:
         sync: bool = False,
         final_only: bool = False,
         include_live: bool = True,
+        include_forming: bool = False,
         on_gap: OnGap = "warn",
     ) -> StoredRows | ComposedRows:
         """Return candles of one interval, by ``open_time``.
@@ -123,8 +125,10 @@ class MarketData:
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
                 notebooks. Candles that are neither stored nor in the universe are composed from those that are.
             final_only: Leave out days that are provisional or fail the ``integrity`` check, and live rows.
-            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet. An open
-                candle is never included. ``states()`` of the result names them.
+            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet.
+                ``states()`` of the result names them.
+            include_forming: Include the candle that is still open, while the live feed runs. It is the last row of its
+                symbol, its state is ``forming``, and it differs in each read. Composed candles have closed parts only.
             on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
                 ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
@@ -134,7 +138,7 @@ class MarketData:
 
         Raises:
             UsageError: A symbol, interval, market, column or zone does not exist, the interval divides no stored one,
-                or a moment is not valid.
+                a moment is not valid, or ``include_forming`` is combined with what leaves live rows out.
             DamagedFileError: With ``final_only``, the file of a day is damaged.
             MarketDataError: With ``sync``, days could not be fetched.
             GapError: With ``on_gap="raise"``, rows are missing without an explanation.
@@ -149,8 +153,22 @@ class MarketData:
             >>> day["open_time"].astype(str).tolist(), day["parts"].tolist(), day["complete"].tolist()
             (['2024-01-01 05:00:00+00:00'], [24], [True])
         """
+        if include_forming and (final_only or not include_live):
+            raise UsageError("include_forming needs live rows: leave final_only and include_live out.")
         return self._candles(
-            DataType.KLINES, symbols, interval, start, end, market, columns, tz, sync, final_only, include_live, on_gap
+            DataType.KLINES,
+            symbols,
+            interval,
+            start,
+            end,
+            market,
+            columns,
+            tz,
+            sync,
+            final_only,
+            include_live,
+            on_gap,
+            include_forming=include_forming,
         )
 
     def agg_trades(
@@ -177,8 +195,8 @@ class MarketData:
             sync: First fetch the missing days of the range, as a Dagster run. Shows a progress bar in terminals and
                 notebooks.
             final_only: Leave out days that are provisional or fail the ``integrity`` check, and live rows.
-            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet. An open
-                candle is never included. ``states()`` of the result names them.
+            include_live: Include rows of the live feed (`market-data live`) that the lake does not have yet.
+                ``states()`` of the result names them.
             on_gap: Action before any row is read, if rows are missing without an explanation or days fail the
                 ``integrity`` check: ``"raise"`` a :class:`GapError`, ``"warn"`` once with a :class:`GapWarning`, or
                 ``"ignore"`` it. Without ``end``, rows that are newer than the last fetch are not missing.
@@ -791,6 +809,8 @@ class MarketData:
         final_only: bool,
         include_live: bool,
         on_gap: OnGap,
+        *,
+        include_forming: bool = False,
     ) -> StoredRows | ComposedRows:
         zone = zone_of(tz)
         growing = end is not None
@@ -807,7 +827,14 @@ class MarketData:
             if all(map(is_available, wanted.keys)):
                 warn_of_reused_symbols(wanted, stacklevel=4)
                 return self._rows(
-                    wanted, sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=4
+                    wanted,
+                    sync,
+                    final_only,
+                    on_gap,
+                    include_live=include_live,
+                    include_forming=include_forming,
+                    growing=growing,
+                    stacklevel=4,
                 )
         composition = composition_of(
             self._layout,
@@ -838,12 +865,20 @@ class MarketData:
         *,
         growing: bool,
         include_live: bool = True,
+        include_forming: bool = False,
         stacklevel: int = 3,
     ) -> StoredRows:
         self._check(
             [wanted], sync, final_only, on_gap, include_live=include_live, growing=growing, stacklevel=stacklevel + 1
         )
-        return StoredRows(self._layout, self._files, wanted, final_only=final_only, include_live=include_live)
+        return StoredRows(
+            self._layout,
+            self._files,
+            wanted,
+            final_only=final_only,
+            include_live=include_live,
+            include_forming=include_forming,
+        )
 
     def _check(
         self,
@@ -898,7 +933,7 @@ def _universe_of(settings: Settings) -> Path:
 _NOT_OURS = frozenset({"README.md", "demo"})
 """Names in the project's own empty data folder."""
 
-_OURS = frozenset({"lake", "ledger", "universe.yaml", "dagster", "tmp"})
+_OURS = frozenset({"lake", "ledger", "live", "universe.yaml", "dagster", "tmp"})
 """Names of which a data folder has at least one as soon as anything was done in it."""
 
 

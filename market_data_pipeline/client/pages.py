@@ -25,11 +25,12 @@ from market_data_pipeline.client.hot_window import HotWindow
 from market_data_pipeline.client.request import Request, check_held, is_requested, wanted_of
 from market_data_pipeline.client.result import ComposedRows
 from market_data_pipeline.client.session import DuckDB
-from market_data_pipeline.client.snapshot import LiveDay, take_days, take_live_days
+from market_data_pipeline.client.snapshot import FORMING, LIVE, LiveDay, take_days, take_live_days
 from market_data_pipeline.client.states import StateSpan, state_spans
 from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import partitions, reader, storage
 from market_data_pipeline.lake.day_records import DayFacts, facts_on_record
+from market_data_pipeline.lake.forming_candles import FormingCandle, forming_mark, read_forming
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import live_days, live_file, live_folder
 from market_data_pipeline.model import faults
@@ -71,7 +72,7 @@ class PageRequest:
         limit: Most rows, from 1 to 10,000.
         columns: Columns besides the time. None means all but symbol and interval, which are the same in every row.
         skip: Rows at ``start`` that an earlier page has. Several trades can share a time.
-        include_forming: Include the candle that is still open, where a source has it. The lake has none.
+        include_forming: Include the candle that is still open, if the live feed runs. Composed candles have none.
     """
 
     market: Market
@@ -123,6 +124,7 @@ class RowsPage:
         until: First moment that it does not cover.
         position: Begin of the next page. None if this is the last one.
         states: States of the rows, in order.
+        forming: The open candle among the rows, which is the last one. None if there is none.
         missing: Missing rows of the span, in order.
         days: Stored days that the page overlaps, each with the hash of its content.
         version: Hash over the contents of these days, as ``StoredRows.version``.
@@ -140,6 +142,7 @@ class RowsPage:
     version: str
     final: bool
     origins: tuple[tuple[str, int], ...] = ()
+    forming: FormingCandle | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -189,6 +192,10 @@ class Pages:
         """
         live = (live_file(self._layout, key, day) for day in live_days(self._layout, key))
         return "|".join(map(_identity, (*_places(self._layout, key), *live, *self._of_universe)))
+
+    def forming_mark(self, key: SeriesKey) -> bytes:
+        """Return bytes that differ as soon as the open candle of a series does."""
+        return forming_mark(self._layout, key)
 
     def read(self, request: PageRequest) -> RowsPage:
         """Read a page.
@@ -249,22 +256,36 @@ class Pages:
 
     def _read(self, request: PageRequest) -> RowsPage:
         own = self._own(request)
+        # Before the rows: a candle that closes meanwhile is then a row, and not left out.
+        candle = read_forming(self._layout, own.keys[0]) if own is not None and request.include_forming else None
+        forming: FormingCandle | None = None
 
         def rows(first: datetime, until: datetime) -> pa.Table:
+            nonlocal forming
             if own is not None:
-                return self._stored_rows(replace(own, start=first, end=until))
+                stored = self._stored_rows(replace(own, start=first, end=until))
+                if candle is None or not first <= candle.opened < until:
+                    return stored
+                if stored.num_rows and _moment(stored, time, stored.num_rows - 1) >= candle.opened:
+                    return stored
+                forming = candle
+                return _joined([stored, candle.table().select(stored.column_names)])
             return _naive(ComposedRows(self._layout, self._files, self._composition(request, first, until)).arrow())
 
         key = own.keys[0] if own is not None else self.source_of(request)
         time = reader.time_column(request.data_type)
         until = request.until
         if request.start is None:
-            first, table, position = self._newest(request, key, time, until, rows)
+            first, table, position = self._newest(request, key, time, until, rows, candle)
         else:
             first = request.start
             table, position = _forward(request, first, until, time, rows)
         end = until if position is None else position.time
-        return self._with_facts(request, key, table, first, end, position)
+        if forming is not None and (position is not None or not table.num_rows):
+            forming = None  # a later page has it
+        elif forming is not None and _moment(table, time, table.num_rows - 1) != forming.opened:
+            return self._read(replace(request, include_forming=False))  # later candles closed meanwhile
+        return self._with_facts(request, key, table, first, end, position, forming)
 
     def _stored_rows(self, wanted: Request) -> pa.Table:
         [key] = wanted.keys
@@ -280,9 +301,11 @@ class Pages:
         time: str,
         until: datetime,
         rows: Callable[[datetime, datetime], pa.Table],
+        candle: FormingCandle | None,
     ) -> tuple[datetime, pa.Table, None]:
         """Return the newest rows before a moment, and the time of the first one."""
         stored = {*partitions.stored_dates(self._layout, key), *live_days(self._layout, key)}
+        stored |= {candle.opened.date()} if candle is not None else set()
         begin = clock.midnight(min(stored)) if stored else until
         end = min(until, clock.midnight(max(stored) + clock.DAY)) if stored else until
         span, parts, found = _span(request, request.limit + _OPEN_ROWS), list[pa.Table](), 0
@@ -304,6 +327,7 @@ class Pages:
         first: datetime,
         until: datetime,
         position: Position | None,
+        forming: FormingCandle | None,
     ) -> RowsPage:
         span = Request((key,), first, until, table.schema)
         days = span.days_through(clock.today())
@@ -326,12 +350,17 @@ class Pages:
         hot = sum(map(len, times))
         if request.interval != key.interval and hot:
             hot = _candles_of(table, np.concatenate(times))
+        hot += forming is not None
+        closed = until if forming is None else forming.opened
+        states = state_spans(records.values(), live, first, closed)
+        if forming is not None:
+            states.append(StateSpan(forming.opened, forming.until, FORMING, LIVE))
         return RowsPage(
             table=table,
             first=first,
             until=until,
             position=position,
-            states=tuple(state_spans(records.values(), live, first, until)),
+            states=tuple(states),
             missing=tuple(_missing(gaps, first, until)),
             days=contents,
             version=_version(key, contents),
@@ -342,6 +371,7 @@ class Pages:
                 for name, rows in (("lake", max(0, table.num_rows - hot)), ("hot", hot))
                 if rows or name == "lake"
             ),
+            forming=forming,
         )
 
     def _records(self, key: SeriesKey, files: Iterable[DayFile], first: date, last: date) -> dict[date, DayFacts]:

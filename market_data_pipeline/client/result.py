@@ -133,6 +133,7 @@ class StoredRows(Result):
         *,
         final_only: bool = False,
         include_live: bool = True,
+        include_forming: bool = False,
     ) -> None:
         """Create the result of a request. ``MarketData`` does this.
 
@@ -140,12 +141,14 @@ class StoredRows(Result):
             connection: DuckDB for relations.
             final_only: Leave out days that are not final, and live rows.
             include_live: Include rows that only the live feed has.
+            include_forming: Include candles that are still open.
         """
         self._layout = layout
         self._duckdb = connection
         self._wanted = wanted
         self._final_only = final_only
         self._include_live = include_live and not final_only
+        self._include_forming = include_forming
         self._taken: Snapshot | None = None
         self._left_out: dict[str, list[date]] = {}
         """Days by symbol that ``final_only`` leaves out, although the file of their month is read."""
@@ -192,6 +195,7 @@ class StoredRows(Result):
             replace(wanted, schema=schema),
             final_only=self._final_only,
             include_live=self._include_live,
+            include_forming=self._include_forming,
         )
         frame = narrow.df()
         self._taken = narrow._taken
@@ -282,9 +286,9 @@ class StoredRows(Result):
         """Return the states of the rows: one row per span of time in which all rows have one state.
 
         The columns are ``symbol``, ``start`` (inclusive), ``end`` (exclusive), ``state``, ``source`` and ``differing``.
-        A state is ``final``, ``provisional`` (replaced when the archive has the day) or ``live`` (only the live feed
-        has the row). ``differing`` is the number of live rows of a span whose stored row has other values. The result
-        has the stored row.
+        A state is ``final``, ``provisional`` (replaced when the archive has the day), ``live`` (only the live feed
+        has the row) or ``forming`` (the candle is still open). ``differing`` is the number of live rows of a span whose
+        stored row has other values. The result has the stored row.
 
         Raises:
             DamagedFileError: A file does not match its record. The text names it.
@@ -347,7 +351,9 @@ class StoredRows(Result):
         return self._taken
 
     def _snapshot(self, *, live: bool = True) -> Snapshot:
-        taken = take_days(self._layout, self._wanted, live=live and self._include_live)
+        with_live = live and self._include_live
+        forming = with_live and self._include_forming
+        taken = take_days(self._layout, self._wanted, live=with_live, forming=forming)
         if not self._final_only:
             return taken
         final = day_records.final_only(self._layout, taken.stored)

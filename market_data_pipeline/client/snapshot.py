@@ -24,6 +24,7 @@ from market_data_pipeline.errors import DamagedFileError
 from market_data_pipeline.lake import partitions, reader
 from market_data_pipeline.lake.checksums import content_sha256
 from market_data_pipeline.lake.day_records import facts_on_record
+from market_data_pipeline.lake.forming_candles import FormingCandle, read_forming
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_eviction import overlap_of
 from market_data_pipeline.lake.live_rows import CLOSE_STATE, live_days, read_live_rows
@@ -34,6 +35,9 @@ from market_data_pipeline.model.series import SeriesKey
 
 LIVE = "live"
 """State of a row that the lake does not have yet."""
+
+FORMING = "forming"
+"""State of a candle that is still open."""
 
 _TRIES = 100
 """A day's file changes a few times a day. More changes during one read are a fault."""
@@ -48,6 +52,7 @@ class LiveDay:
         is_live: True for each row that the lake does not have.
         differs: True for each stored row that the live feed has with other values.
         stored: The day's file. None if the lake does not have the day.
+        ends_open: True if the last row is a candle that is still open.
     """
 
     key: SeriesKey
@@ -56,6 +61,7 @@ class LiveDay:
     is_live: npt.NDArray[np.bool_]
     differs: npt.NDArray[np.bool_]
     stored: DayFile | None = None
+    ends_open: bool = False
 
     def rows(self, schema: pa.Schema, start: datetime | None, end: datetime | None) -> pa.Table:
         """Return the rows from ``start`` to before ``end``, in the columns of a schema."""
@@ -70,8 +76,19 @@ class LiveDay:
 
     @cached_property
     def content_sha256(self) -> str:
-        """Return the hash that the ledger will have if the day is stored with these rows."""
-        return content_sha256(self.table)
+        """Return the hash that the ledger will have if the day is stored with these rows, without an open candle."""
+        return content_sha256(self.table.slice(0, self.closed_rows))
+
+    @property
+    def closed_rows(self) -> int:
+        """Return the number of rows without an open candle."""
+        return self.table.num_rows - self.ends_open
+
+    def with_forming(self, candle: FormingCandle) -> LiveDay:
+        """Return the day with an open candle after its rows."""
+        rows = pa.concat_tables([self.table, candle.table()]).unify_dictionaries().combine_chunks()
+        is_live, differs = np.append(self.is_live, True), np.append(self.differs, False)
+        return replace(self, table=rows, is_live=is_live, differs=differs, ends_open=True)
 
     @property
     def keys(self) -> npt.NDArray[np.int64]:
@@ -141,19 +158,25 @@ class Snapshot:
         return tables[0] if len(tables) == 1 else pa.concat_tables(tables).unify_dictionaries()
 
 
-def take_days(layout: Layout, wanted: Request, *, live: bool = True) -> Snapshot:
+def take_days(layout: Layout, wanted: Request, *, live: bool = True, forming: bool = False) -> Snapshot:
     """List the stored days of a request, and read its live rows.
 
     Args:
         live: False leaves live rows out.
+        forming: Include candles that are still open. It needs ``live``.
 
     Raises:
         DamagedFileError: A day that also has live rows is damaged. Or files change faster than they can be read.
     """
     for _ in range(_TRIES):
+        # Before the rows: a candle that closes meanwhile is then a row, and not left out.
+        found_open = [one for key in wanted.keys if (one := read_forming(layout, key)) is not None] if forming else []
         found = _take(layout, wanted, live=live)
         if found is not None:
-            return found
+            try:
+                return _with_open_candles(layout, wanted, found, found_open)
+            except FileNotFoundError:
+                continue
     raise DamagedFileError("Files are replaced during the read. Read again.")
 
 
@@ -197,6 +220,40 @@ def _take(layout: Layout, wanted: Request, *, live: bool) -> Snapshot | None:
     replaced = {(one.key, one.day) for one in merged}
     kept = [file for some in stored.values() for file in some if (file.key, file.day) not in replaced]
     return Snapshot(kept, merged, {key: place for place, key in enumerate(wanted.keys)})
+
+
+def _with_open_candles(layout: Layout, wanted: Request, taken: Snapshot, candles: Sequence[FormingCandle]) -> Snapshot:
+    """Return a snapshot with the open candles of a request, except those that are rows by now.
+
+    Raises:
+        FileNotFoundError: The file of a day was removed since.
+    """
+    for candle in candles:
+        day = candle.opened.date()
+        if not wanted.start <= candle.opened < wanted.end:
+            continue
+        found = next((one for one in taken.live if (one.key, one.day) == (candle.key, day)), None)
+        of_day = found or _day_to_extend(layout, candle.key, day, taken)
+        if of_day is None or (of_day.table.num_rows and int(of_day.keys[-1]) >= candle.open_us):
+            continue
+        live = [*(one for one in taken.live if one is not found), of_day.with_forming(candle)]
+        stored = [file for file in taken.stored if (file.key, file.day) != (candle.key, day)]
+        taken = replace(taken, stored=stored, live=live)
+    return taken
+
+
+def _day_to_extend(layout: Layout, key: SeriesKey, day: date, taken: Snapshot) -> LiveDay | None:
+    """Return a day without live rows of its own. None if it is final: the archive has all of its rows."""
+    stored = next((file for file in taken.stored if (file.key, file.day) == (key, day)), None)
+    schema, none = lake_schema(key.market, key.data_type), np.zeros(0, np.bool_)
+    if stored is None:
+        return LiveDay(key, day, schema.empty_table(), none, none)
+    record = facts_on_record(layout, key, {day: stored}, day, day).get(day)
+    if record is None or record.outcome != HELD or record.final:
+        return None
+    table = reader.read_days([stored], schema)
+    none = np.zeros(table.num_rows, np.bool_)
+    return LiveDay(key, day, table, none, none, stored)
 
 
 def _live_days(layout: Layout, key: SeriesKey, first: date, last: date) -> list[date]:

@@ -1,4 +1,4 @@
-"""States of rows, as spans of time: final, provisional or live. Reading rows belongs to ``snapshot.py``."""
+"""States of rows, as spans of time: final, provisional, live or forming. Reading rows belongs to ``snapshot.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from market_data_pipeline import clock
 from market_data_pipeline.client.request import Request
-from market_data_pipeline.client.snapshot import LIVE, LiveDay, Snapshot
+from market_data_pipeline.client.snapshot import FORMING, LIVE, LiveDay, Snapshot
 from market_data_pipeline.lake.day_records import DayFacts, facts_on_record
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.model.day import HELD
@@ -36,7 +36,7 @@ class StateSpan:
     """A span of time in which all rows have one state.
 
     Attributes:
-        state: ``final``, ``provisional`` or ``live``.
+        state: ``final``, ``provisional``, ``live`` or ``forming``.
         source: Source of the rows, e.g. ``archive_daily``.
         differing: Number of live rows in the span whose stored row has other values.
     """
@@ -94,12 +94,14 @@ def _of_stored(record: DayFacts) -> Iterator[StateSpan]:
 def _of_live(one: LiveDay, record: DayFacts | None) -> Iterator[StateSpan]:
     times, step = one.times_us, one.key.step if one.key.interval else 1
     source = (record.source if record is not None else None) or "unknown"
+    states = np.where(one.is_live, LIVE, _PROVISIONAL).tolist()
+    states[one.closed_rows :] = [FORMING] * one.ends_open
     at = 0
-    for is_live, run in groupby(one.is_live.tolist()):
+    for state, run in groupby(states):
         end = at + len(list(run))
         first, last = clock.naive_from_us(int(times[at])), clock.naive_from_us(int(times[end - 1]) + step)
-        state = LIVE if is_live else _PROVISIONAL
-        yield StateSpan(first, last, state, LIVE if is_live else source, int(np.count_nonzero(one.differs[at:end])))
+        of = source if state == _PROVISIONAL else LIVE
+        yield StateSpan(first, last, state, of, int(np.count_nonzero(one.differs[at:end])))
         at = end
 
 

@@ -37,7 +37,7 @@ def version_of(layout: Layout, days: Sequence[DayFile], live: Sequence[LiveDay] 
         StorageError: A ledger cannot be read.
     """
     contents = [(file.key, file.day, row.content_sha256) for file, row in _with_rows(layout, days)]
-    contents += [(one.key, one.day, one.content_sha256) for one in live]
+    contents += [(one.key, one.day, one.content_sha256) for one in live if one.closed_rows]
     digest = hashlib.sha256()
     for key, day, content in sorted(contents, key=itemgetter(0, 1)) if live else contents:
         digest.update(f"{key} {day} {content}\n".encode())

@@ -134,6 +134,11 @@ def read_live_tail(layout: Layout, key: SeriesKey, day: date, since: int, until:
     return _table(_last_of_each(_sound(data, key), spec_of(key).key), key)
 
 
+def table_of_values(key: SeriesKey, rows: Sequence[tuple[float | int | bool, ...]]) -> pa.Table:
+    """Return rows as a table of the lake. Each is in the order of the lake's columns, without labels."""
+    return _table(np.array([(*row, 0, 0) for row in rows], _dtype(key)), key).drop_columns([CLOSE_STATE])
+
+
 def remove_live_rows(layout: Layout, key: SeriesKey, day: date) -> None:
     """Remove the live rows of a day. Call it only if the lake has all of them.
 

@@ -6,16 +6,34 @@ from dataclasses import dataclass
 
 from market_data_pipeline.lake.live_rows import LiveRow
 from market_data_pipeline.model.series import SeriesKey
+from market_data_pipeline.sources.binance.websocket import CandleEvent, TradeEvent
 
 SECOND_US = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Store rows."""
+    """Store rows.
+
+    Attributes:
+        events: The messages that they come from, one for each row. None of REST.
+        is_news: False if the rows are stored with the same values already.
+        is_old: True if they ended before the feed began.
+    """
 
     key: SeriesKey
     rows: tuple[LiveRow, ...]
+    events: tuple[CandleEvent | TradeEvent | None, ...] = ()
+    is_news: bool = True
+    is_old: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ShowForming:
+    """Replace the open candle of a series. None leaves it without one."""
+
+    key: SeriesKey
+    candle: CandleEvent | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +63,7 @@ class Notice:
     text: str
 
 
-Effect = Append | AskCandles | AskTrades | Notice
+Effect = Append | ShowForming | AskCandles | AskTrades | Notice
 
 
 def backoff_us(attempts: int) -> int:

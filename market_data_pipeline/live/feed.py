@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from websockets.exceptions import WebSocketException
@@ -18,16 +19,20 @@ from market_data_pipeline import clock
 from market_data_pipeline.errors import MarketDataError, SourceError, StorageError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.feed_status import STATUS_VERSION, write_status
+from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWriter, can_form
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_eviction import LiveComparison, evict_final_days
 from market_data_pipeline.lake.live_rows import CLOSE_STATE, LiveRow, LiveWriter, live_days, read_live_rows
-from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Notice
+from market_data_pipeline.live.effects import SECOND_US, Append, AskCandles, AskTrades, Effect, Notice, ShowForming
 from market_data_pipeline.live.links import Link, LinkGroup
 from market_data_pipeline.live.market import MarketFeed, is_followed, make_feed
 from market_data_pipeline.live.rest_answers import RestAnswers, rows_of
 from market_data_pipeline.live.status import series_status, status_time
+from market_data_pipeline.live.updates import updates_of
 from market_data_pipeline.live.venue_clock import VenueClock
+from market_data_pipeline.model.binance_dialect import stream_name
 from market_data_pipeline.model.datasets import MARKETS
+from market_data_pipeline.model.live_updates import LiveListener, LiveUpdate
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
 from market_data_pipeline.model.waits import Stop
 from market_data_pipeline.settings import Settings
@@ -40,7 +45,6 @@ from market_data_pipeline.sources.binance.websocket import (
     TradeEvent,
     UnreadableError,
     open_streams,
-    stream_name,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,6 +63,8 @@ _MOST_CANDLES_BACK = 1_500
 """Most candles to fetch at the start. Ingestion fetches older ones."""
 _TRADES_BACK_US = 3_600 * SECOND_US
 """Age of the last stored trade from which on the feed continues with the next id."""
+_CLOSE_SECONDS = 3.0
+"""Time for connections to close at the end."""
 _CONNECTION_ERRORS = (OSError, WebSocketException, TimeoutError, EOFError)
 
 
@@ -68,26 +74,37 @@ class Feed:
     Args:
         keys: The series to follow. Others than aggTrades and candles are ignored.
         speed: Seconds of the exchange in a real second. Only a sandbox has another speed than 1.
+        listener: Takes what the feed has, as soon as it has it.
 
     Raises:
         UsageError: No series can be followed.
     """
 
-    def __init__(self, settings: Settings, keys: Iterable[SeriesKey], speed: float = 1.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Iterable[SeriesKey],
+        speed: float = 1.0,
+        listener: LiveListener | None = None,
+    ) -> None:
         self._layout = Layout(settings.root)
         self._settings = settings
         self._keys = [key for key in keys if is_followed(key)]
         if not self._keys:
             raise UsageError("No collected series can be followed live: collect klines or aggTrades in universe.yaml.")
         self._speed = speed
+        self._listener = listener
 
     @property
     def series(self) -> list[SeriesKey]:
         """Return the series that this feed follows."""
         return list(self._keys)
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, began: Callable[[], object] | None = None) -> None:
         """Follow the streams until ``stop`` is set.
+
+        Args:
+            began: Called once no other feed writes to the data folder.
 
         Raises:
             SeriesBusyError: Another feed writes to the data folder.
@@ -97,10 +114,14 @@ class Feed:
         with (
             storage.only_writer(lock, 0.0, f"The live feed of {self._layout.root}"),
             LiveWriter(self._layout) as writer,
+            FormingWriter(self._layout, self._keys) as forming,
         ):
+            if began is not None:
+                began()
             markets = {key.market: [k for k in self._keys if k.market is key.market] for key in self._keys}
+            outputs = _Outputs(writer, forming, self._listener)
             feeds = [
-                _Market(market, keys, self._layout, self._settings, writer, VenueClock(self._speed))
+                _Market(market, keys, self._layout, self._settings, outputs, VenueClock(self._speed))
                 for market, keys in markets.items()
             ]
             status = asyncio.create_task(self._write_status(feeds, writer))
@@ -155,6 +176,15 @@ def _store_status(layout: Layout, status: dict[str, Any], writer: LiveWriter) ->
     write_status(layout, status)
 
 
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    """The files and the listener that all markets of a feed share."""
+
+    writer: LiveWriter
+    forming: FormingWriter
+    listener: LiveListener | None
+
+
 class _Market:
     """The feed of one market."""
 
@@ -164,14 +194,14 @@ class _Market:
         keys: list[SeriesKey],
         layout: Layout,
         settings: Settings,
-        writer: LiveWriter,
+        outputs: _Outputs,
         venue: VenueClock,
     ) -> None:
         self.market = market
         self._keys = keys
         self._layout = layout
         self._url = settings.stream_url(market)
-        self._writer = writer
+        self._writer, self._slots, self._listener = outputs.writer, outputs.forming, outputs.listener
         self._clock = venue
         self._unit = 1 if MARKETS[market].microseconds else 1_000
         self._decoder = StreamDecoder(market, keys, self._unit)
@@ -179,15 +209,19 @@ class _Market:
         self._rest = RestAnswers(market, settings, self._stop)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix=f"live-{market}")
         self._asking = set[asyncio.Task[None]]()
+        self._following = set[asyncio.Task[None]]()
         self._feed: MarketFeed | None = None
         names = sorted({name for key in keys if (name := stream_name(key)) is not None})
         size = MOST_STREAMS[market]
         chunks = [tuple(names[at : at + size]) for at in range(0, len(names), size)]
         self._groups = [LinkGroup(chunk, self._starter(chunk)) for chunk in chunks]
+        self._of_stream = {name: key for key in keys if (name := stream_name(key)) is not None}
+        self._forming: dict[SeriesKey, CandleEvent | None] = {}
         self._timed_at = 0.0
         self._listed_at: float | None = None
         self._rows: dict[SeriesKey, list[LiveRow]] = {}
         self._waiting_rows = 0
+        self._updates: list[LiveUpdate] = []
         self._failure: StorageError | None = None
 
     # --- start and end ---------------------------------------------------------------------------------------
@@ -203,7 +237,10 @@ class _Market:
                 now = self._clock.now_us()
                 for group in self._groups:
                     group.tick(now)
+                    if not group.is_fed(now):
+                        self._do(self._feed.lost(self._of_stream[name] for name in group.names))
                 self._do(self._feed.tick(now))
+                self._write_forming()
                 if time.monotonic() - self._timed_at > self._clock.real(_TIME_SECONDS):
                     self._background(self._set_clock())
                 if self._feed.doubts_listings(now) and self._may_look_at_listing():
@@ -214,6 +251,8 @@ class _Market:
                 group.close()
             self._write()
             self._stop.set()
+            if self._following:
+                await asyncio.wait(self._following, timeout=_CLOSE_SECONDS)
             for task in self._asking:
                 task.cancel()
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -268,7 +307,13 @@ class _Market:
     # --- connections -----------------------------------------------------------------------------------------
 
     def _starter(self, names: tuple[str, ...]) -> Callable[[Link], asyncio.Task[None]]:
-        return lambda link: asyncio.create_task(self._follow(names, link))
+        def start(link: Link) -> asyncio.Task[None]:
+            task = asyncio.create_task(self._follow(names, link))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
+            return task
+
+        return start
 
     async def _follow(self, names: tuple[str, ...], link: Link) -> None:
         group = next(group for group in self._groups if group.names == names)
@@ -306,6 +351,9 @@ class _Market:
         for effect in effects:
             if isinstance(effect, Append):
                 self._store(effect)
+            elif isinstance(effect, ShowForming):
+                self._forming[effect.key] = effect.candle
+                self._announce(effect)
             elif isinstance(effect, Notice):
                 if self._feed is not None:
                     self._feed.counts[effect.kind] += 1
@@ -315,20 +363,50 @@ class _Market:
 
     def _store(self, effect: Append) -> None:
         """Store rows together with those of the messages that have already arrived."""
-        if not self._rows:
-            asyncio.get_running_loop().call_soon(self._write)
+        self._write_soon()
         self._rows.setdefault(effect.key, []).extend(effect.rows)
+        self._announce(effect)
         self._waiting_rows += len(effect.rows)
         if self._waiting_rows >= _MOST_ROWS_WAITING:
             self._write()
 
+    def _announce(self, effect: Append | ShowForming) -> None:
+        """Pass an effect on to the listener, after its rows are stored."""
+        if self._listener is not None and self._listener.wants(effect.key):
+            self._write_soon()
+            self._updates.extend(updates_of(effect, self._clock.now_us()))
+
+    def _write_soon(self) -> None:
+        if not self._rows and not self._updates:
+            asyncio.get_running_loop().call_soon(self._write)
+
     def _write(self) -> None:
         rows, self._rows, self._waiting_rows = self._rows, {}, 0
+        updates, self._updates = self._updates, []
         try:
             for key, found in rows.items():
                 self._writer.append(key, found)
         except StorageError as error:
             self._failure = error  # `run` raises it
+            return
+        if updates and self._listener is not None:
+            self._listener.publish(updates)
+
+    def _write_forming(self) -> None:
+        """Show the newest state of open candles to other readers, and that the feed runs.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        changed, self._forming = self._forming, {}
+        for key, candle in changed.items():
+            if not can_form(key):
+                continue
+            if candle is None:
+                self._slots.clear(key)
+            else:
+                self._slots.put(FormingCandle(key, candle.values, candle.event_us))
+        self._slots.beat()
 
     def _background(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

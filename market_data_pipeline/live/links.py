@@ -85,6 +85,10 @@ class LinkGroup:
         elif newest.seen and (newest.seen >= self.links[0].seen or now_us - newest.opened_us > _OVERLAP_US):
             self._end(self.links[0])
 
+    def is_fed(self, now_us: int) -> bool:
+        """Return True if a connection had data a moment ago."""
+        return any(link.seen and now_us - link.data_us <= SILENT_US for link in self.links)
+
     def close(self) -> None:
         """End all connections."""
         for link in list(self.links):

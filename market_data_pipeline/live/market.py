@@ -63,7 +63,7 @@ class MarketFeed:
             candles = self.candles[event.key]
             candles.event_us = max(candles.event_us, event.event_us)
             self.not_trading.discard(event.key.symbol)
-            return self._closed(candles, event, now_us) if event.closed else []
+            return self._closed(candles, event, now_us) if event.closed else candles.formed(event, now_us)
         if isinstance(event, MarkPriceEvent):
             self.mark_prices[event.symbol] = event.event_us
         return []
@@ -71,7 +71,7 @@ class MarketFeed:
     def _closed(self, track: CandleTrack, event: CandleEvent, now_us: int) -> list[Effect]:
         trades = self._of_symbol.get(event.key.symbol)
         verdict = None if trades is None else trades.verdict(event, track.step)
-        effects = track.closed(event.values, now_us, proven=verdict is True)
+        effects = track.closed(event, now_us, proven=verdict is True)
         if not any(isinstance(effect, Append) for effect in effects) or trades is None:
             return effects
         if verdict is False:
@@ -107,6 +107,10 @@ class MarketFeed:
         for trade_track in self.trades.values():
             effects += trade_track.tick(now_us)
         return effects
+
+    def lost(self, keys: Iterable[SeriesKey]) -> list[Effect]:
+        """Take the loss of all connections of series: nothing is known of their open candles."""
+        return [effect for key in keys if key in self.candles for effect in self.candles[key].forget_forming()]
 
     def doubts_listings(self, now_us: int) -> bool:
         """Return True if a symbol may not trade, so that exchangeInfo is needed."""

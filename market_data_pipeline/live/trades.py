@@ -112,7 +112,7 @@ class TradeTrack:
 
     def take(self, trades: Iterable[TradeEvent], now_us: int) -> list[Effect]:
         """Take trades of the stream or of REST, in any order."""
-        rows: list[LiveRow] = []
+        taken: list[TradeEvent] = []
         effects: list[Effect] = []
         for trade in trades:
             if self.next_id is None:
@@ -120,7 +120,7 @@ class TradeTrack:
             if trade.trade_id < self.next_id:
                 self.repeated += 1
             elif trade.trade_id == self.next_id:
-                self._add(trade, rows)
+                self._add(trade, taken)
             elif trade.trade_id - self.next_id > _MOST_AHEAD:
                 effects.append(Notice(self.key, "implausible", f"The id {trade.trade_id} is ignored."))
             elif trade.trade_id in self._ahead:
@@ -129,10 +129,10 @@ class TradeTrack:
                 if not self._ahead:
                     self._gap_since_us = now_us
                 self._ahead[trade.trade_id] = trade
-        self._drain(rows)
+        self._drain(taken)
         if len(self._ahead) > _MOST_WAITING:
-            effects += self._give_up(rows)
-        return [*([Append(self.key, tuple(rows))] if rows else []), *effects]
+            effects += self._give_up(taken)
+        return [*self._append(taken), *effects]
 
     def tick(self, now_us: int) -> list[Effect]:
         """Return the request that is due."""
@@ -164,25 +164,30 @@ class TradeTrack:
         self._retry_us = now_us + backoff_us(self._attempts)
         if self._attempts < _PATIENCE or not self._ahead:
             return []
-        rows: list[LiveRow] = []
-        effects = self._give_up(rows)
-        return [*([Append(self.key, tuple(rows))] if rows else []), *effects]
+        taken: list[TradeEvent] = []
+        effects = self._give_up(taken)
+        return [*self._append(taken), *effects]
 
-    def _give_up(self, rows: list[LiveRow]) -> list[Effect]:
+    def _append(self, taken: Sequence[TradeEvent]) -> list[Effect]:
+        if not taken:
+            return []
+        return [Append(self.key, tuple(LiveRow(one.values, CloseState.CLOSED) for one in taken), tuple(taken))]
+
+    def _give_up(self, taken: list[TradeEvent]) -> list[Effect]:
         first = min(self._ahead)
         gap = (self.next_id or first, first - 1)
         self.gaps.append(gap)
         self.next_id, self._attempts = first, 0
         self._whole_from_us = 1 << 62
-        self._drain(rows)
+        self._drain(taken)
         return [Notice(self.key, "gap", f"Trades {gap[0]} to {gap[1]} are missing. The archive will have them.")]
 
-    def _drain(self, rows: list[LiveRow]) -> None:
+    def _drain(self, taken: list[TradeEvent]) -> None:
         while self._ahead and (trade := self._ahead.pop(self.next_id or 0, None)) is not None:
-            self._add(trade, rows)
+            self._add(trade, taken)
 
-    def _add(self, trade: TradeEvent, rows: list[LiveRow]) -> None:
-        rows.append(LiveRow(trade.values, CloseState.CLOSED))
+    def _add(self, trade: TradeEvent, taken: list[TradeEvent]) -> None:
+        taken.append(trade)
         self.next_id = trade.trade_id + 1
         self._whole_from_us = min(self._whole_from_us, trade.time_us)
         self.last_us = max(self.last_us, trade.time_us)

@@ -1,7 +1,7 @@
-"""Binance's REST dialect: paths, parameters, limits, weights, error codes and forms of answers.
+"""Binance's dialect of REST and of streams: paths, parameters, limits, weights, error codes and forms of answers.
 
-The sandbox and the server share it. Facts come from Binance's documentation of the three markets. Rows, HTTP and the
-requests of the pipeline do not belong here.
+The sandbox and the server share it. Facts come from Binance's documentation of the three markets. Rows, HTTP, sockets
+and the requests of the pipeline do not belong here.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qs
 
-from market_data_pipeline.model.series import DataType, Market, intervals_of
+from market_data_pipeline.model.series import DataType, Market, SeriesKey, intervals_of
 
 PREFIXES = {"/api/v3": Market.SPOT, "/fapi/v1": Market.UM, "/dapi/v1": Market.CM}
 STATISTICS_PREFIX = "/futures/data"
@@ -447,3 +448,274 @@ def _symbol(market: Market, one: SymbolRules) -> dict[str, Any]:
         entry["contractStatus"] = entry.pop("status")
         entry["contractSize"] = one.contract_size
     return entry
+
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+SOCKET_BASES: dict[str, Market] = {"": Market.SPOT, "/market": Market.UM, "/cm": Market.CM}
+"""Start of the paths of streams. Binance has a host for each market; um has its streams below ``/market``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketRules:
+    """Limits of a market's connections. Times are in seconds."""
+
+    streams: int = 1_024
+    messages_per_second: int = 10
+    """Messages of the client, with pings and pongs."""
+    ping_every: float = 180.0
+    pong_within: float = 600.0
+    life: float = 24 * 3_600.0
+
+
+SOCKET_RULES: dict[Market, SocketRules] = {
+    Market.SPOT: SocketRules(messages_per_second=5, ping_every=20.0, pong_within=60.0),
+    Market.UM: SocketRules(),
+    Market.CM: SocketRules(streams=200),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SocketAddress:
+    """An address to which a client of streams connects.
+
+    Attributes:
+        base: What is before ``/ws`` or ``/stream``.
+        names: Names of streams, in order.
+        combined: Messages have the name of their stream.
+        fine: Times are requested in microseconds. Futures have none.
+    """
+
+    base: str
+    names: tuple[str, ...]
+    combined: bool
+    fine: bool
+
+
+_SOCKET_PATH = re.compile(r"(?P<base>(?:/[a-z]+)?)/(?P<kind>ws|stream)(?:/(?P<names>.*))?", re.DOTALL)
+
+
+def socket_address(path: str, query: str) -> SocketAddress | None:
+    """Return the parts of an address. None if it is none of streams.
+
+    >>> socket_address("/market/stream", "streams=btcusdt@aggTrade/ethusdt@kline_1m").names
+    ('btcusdt@aggTrade', 'ethusdt@kline_1m')
+    >>> socket_address("/ws/btcusdt@aggTrade", "timeUnit=MICROSECOND").fine
+    True
+    """
+    match = _SOCKET_PATH.fullmatch(path)
+    if match is None:
+        return None
+    try:
+        given = parse_qs(query, max_num_fields=10)
+    except ValueError:
+        return None
+    combined = match["kind"] == "stream"
+    text = given.get("streams", [""])[0] if combined else match["names"] or ""
+    # Some clients number their connections: /ws/1.
+    names = tuple(name for name in text.split("/") if name and not (name.isascii() and name.isdigit()))
+    fine = given.get("timeUnit", [""])[0].upper() == "MICROSECOND"
+    return SocketAddress(match["base"], names, combined, fine)
+
+
+def stream_name(key: SeriesKey) -> str | None:
+    """Return the name of the stream of a series. None if the series has no stream of rows.
+
+    >>> stream_name(SeriesKey("binance", Market.UM, DataType.KLINES, "BTCUSDT", "1m"))
+    'btcusdt@kline_1m'
+    """
+    symbol = key.symbol.lower()
+    if key.data_type is DataType.KLINES:
+        return f"{symbol}@kline_{key.interval}"
+    if key.data_type is DataType.AGG_TRADES:
+        return f"{symbol}@aggTrade"
+    if key.data_type is DataType.MARK_PRICE_KLINES:
+        return f"{symbol}@markPrice@1s"
+    return None
+
+
+_METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY")
+_MOST_ID = 1 << 64
+
+RequestId = int | str | None
+
+
+class SocketRefusal(Exception):  # noqa: N818 - an answer, not an error of the server
+    """Raised for a request on a socket that is answered with an error.
+
+    Args:
+        code: 0 unknown property, 1 wrong type, 2 invalid request, 3 no JSON.
+    """
+
+    def __init__(self, code: int, message: str, number: RequestId = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.number = number
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """Return the JSON of the answer."""
+        return {"error": {"code": self.code, "msg": str(self)}, "id": self.number}
+
+
+@dataclass(frozen=True, slots=True)
+class SocketRequest:
+    """A request on a socket.
+
+    Attributes:
+        names: Names of streams. They are empty for requests about properties.
+        combined: New value of the property ``combined``. None if it is not set.
+    """
+
+    method: str
+    number: RequestId
+    names: tuple[str, ...] = ()
+    combined: bool | None = None
+
+
+def socket_request(text: str | None) -> SocketRequest:
+    """Parse a request on a socket.
+
+    Args:
+        text: The message of a client. None if it was not text.
+
+    Raises:
+        SocketRefusal: It is not JSON, or no request.
+    """
+    try:
+        document = json.loads(text or "")
+    except (ValueError, RecursionError):
+        raise SocketRefusal(3, "Invalid JSON: expected value at line 1 column 1") from None
+    if not isinstance(document, dict):
+        raise SocketRefusal(2, "Invalid request: expected an object")
+    number = document.get("id")
+    if not _is_id(number):
+        raise SocketRefusal(2, "Invalid request: request ID must be an unsigned integer")
+    method, params = document.get("method"), document.get("params", [])
+    if method is None:
+        raise SocketRefusal(2, "Invalid request: missing field `method`", number)
+    if method not in _METHODS:
+        expected = ", ".join(f"`{one}`" for one in _METHODS)
+        got = ascii(method)[:40]
+        raise SocketRefusal(2, f"Invalid request: unknown variant {got}, expected one of {expected}", number)
+    if not isinstance(params, list):
+        raise SocketRefusal(2, "Invalid request: expected a sequence as `params`", number)
+    if method in ("SUBSCRIBE", "UNSUBSCRIBE"):
+        if not params or not all(isinstance(name, str) for name in params):
+            raise SocketRefusal(2, "Invalid request: `params` must be names of streams", number)
+        return SocketRequest(method, number, tuple(params))
+    if method == "LIST_SUBSCRIPTIONS":
+        return SocketRequest(method, number)
+    return _about_property(method, params, number)
+
+
+def _about_property(method: str, params: list[Any], number: RequestId) -> SocketRequest:
+    if params[:1] != ["combined"]:
+        raise SocketRefusal(0, "Unknown property", number)
+    if method == "GET_PROPERTY":
+        return SocketRequest(method, number)
+    if len(params) != 2 or not isinstance(params[1], bool):
+        raise SocketRefusal(1, "Invalid value type: expected Boolean", number)
+    return SocketRequest(method, number, combined=params[1])
+
+
+def _is_id(number: object) -> bool:
+    if isinstance(number, bool):
+        return False
+    if isinstance(number, int):
+        return 0 <= number < _MOST_ID
+    return number is None or (isinstance(number, str) and len(number) <= 36)
+
+
+def socket_result(request: SocketRequest, names: Iterable[str], *, combined: bool) -> dict[str, Any]:
+    """Return the JSON of the answer to a request that succeeded.
+
+    Args:
+        names: Streams of the connection.
+        combined: Its property.
+    """
+    results: dict[str, Any] = {"LIST_SUBSCRIPTIONS": list(names), "GET_PROPERTY": combined}
+    return {"result": results.get(request.method), "id": request.number}
+
+
+def framed(payload: dict[str, Any], stream: str, *, combined: bool) -> dict[str, Any]:
+    """Return a message of a stream, in the combined form or alone."""
+    return {"stream": stream, "data": payload} if combined else payload
+
+
+def kline_message(
+    symbol: str,
+    interval: str,
+    event: int,
+    times: tuple[int, int],
+    ids: tuple[int, int],
+    texts: Iterable[str],
+    count: int,
+    *,
+    closed: bool,
+) -> dict[str, Any]:
+    """Return a message of a kline stream.
+
+    Args:
+        event: Time of the message. All times are in the unit of the stream.
+        times: Open and close time.
+        ids: First and last trade id.
+        texts: o, h, l, c, v, q, V, Q.
+    """
+    o, h, low, c, v, q, taker, taker_q = texts
+    return {
+        "e": "kline",
+        "E": event,
+        "s": symbol,
+        "k": {
+            "t": times[0],
+            "T": times[1],
+            "s": symbol,
+            "i": interval,
+            "f": ids[0],
+            "L": ids[1],
+            "o": o,
+            "c": c,
+            "h": h,
+            "l": low,
+            "v": v,
+            "n": count,
+            "x": closed,
+            "q": q,
+            "V": taker,
+            "Q": taker_q,
+            "B": "0",
+        },
+    }
+
+
+def agg_trade_message(
+    market: Market,
+    symbol: str,
+    event: int,
+    time: int,
+    ids: tuple[int, int, int],
+    texts: tuple[str, str],
+    *,
+    is_buyer_maker: bool,
+) -> dict[str, Any]:
+    """Return a message of an aggTrade stream.
+
+    Args:
+        event: Time of the message. All times are in the unit of the stream.
+        time: Time of the trade.
+        ids: Its id, and its first and last trade id.
+        texts: Price and quantity.
+    """
+    message: dict[str, Any] = {"e": "aggTrade", "E": event, "s": symbol, "a": ids[0], "p": texts[0], "q": texts[1]}
+    message |= {"f": ids[1], "l": ids[2], "T": time, "m": is_buyer_maker}
+    return message | {"M": True} if market is Market.SPOT else message
+
+
+def shutdown_message(event: int) -> dict[str, Any]:
+    """Return the message that a connection ends soon."""
+    return {"e": "serverShutdown", "E": event}
+
+
+SHUTDOWN_STREAM = "!serverShutdown"
+"""Stream of the messages that a connection ends soon."""

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
+from market_data_pipeline.model import binance_dialect as dialect
+from market_data_pipeline.model.binance_dialect import SocketRefusal, SocketRules
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.sandbox.exchange import Exchange
 from market_data_pipeline.sandbox.faults import (
@@ -46,34 +47,10 @@ _LATE_US = 5 * _SECOND_US
 _MOST_REORDERED_US = 2 * _SECOND_US
 
 
-@dataclass(frozen=True, slots=True)
-class SocketRules:
-    """Limits of a market's connections. Times are in seconds on the sandbox's clock."""
+_QUIET = "/um"
+"""Start of the paths of um that acknowledge subscriptions but send nothing.
 
-    streams: int = 1_024
-    messages_per_second: int = 10
-    """Messages of the client, with pings and pongs."""
-    ping_every: float = 180.0
-    pong_within: float = 600.0
-    life: float = 24 * 3_600.0
-
-
-SOCKET_RULES: dict[Market, SocketRules] = {
-    Market.SPOT: SocketRules(messages_per_second=5, ping_every=20.0, pong_within=60.0),
-    Market.UM: SocketRules(),
-    Market.CM: SocketRules(streams=200),
-}
-
-PATHS: dict[str, tuple[Market, bool]] = {
-    "": (Market.SPOT, False),
-    "/market": (Market.UM, False),
-    "/um": (Market.UM, True),
-    "/cm": (Market.CM, False),
-}
-"""Start of the paths: its market, and True if it acknowledges subscriptions but sends nothing.
-
-Since 2026-04-23 um does so at ``wss://fstream.binance.com/ws``. The sandbox has it below ``/um``, because spot has
-``/ws`` here.
+Since 2026-04-23 um does so at ``wss://fstream.binance.com/ws``. The sandbox has it here, because spot has ``/ws``.
 """
 
 
@@ -109,7 +86,7 @@ class Sockets:
     """
 
     def __init__(self, exchange: Exchange, faults: Faults, seed: int = 0) -> None:
-        self.rules = dict(SOCKET_RULES)
+        self.rules = dict(dialect.SOCKET_RULES)
         self._exchange = exchange
         self._faults = faults
         self._seed = seed
@@ -154,21 +131,17 @@ class Sockets:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
         await receive()
-        start, _, kind = (
-            scope["path"].partition("/ws") if "/ws" in scope["path"] else scope["path"].partition("/stream")
-        )
-        if start not in PATHS:
+        address = dialect.socket_address(scope["path"], scope["query_string"].decode("ascii", "replace"))
+        quiet = address is not None and address.base == _QUIET
+        market = Market.UM if quiet else dialect.SOCKET_BASES.get(address.base) if address is not None else None
+        if address is None or market is None:
             await refuse(send, 404)
             return
-        market, quiet = PATHS[start]
-        query = parse_qs(scope["query_string"].decode("ascii", "replace"))
-        combined = "/ws" not in scope["path"]
-        fine = market is Market.SPOT and query.get("timeUnit", [""])[0].upper() == "MICROSECOND"
-        names = query.get("streams", [""])[0].split("/") if combined else kind.split("/")
-        socket = Socket(market, combined, quiet, 1 if fine else 1_000, self._now_us())
+        divisor = 1 if address.fine and market is Market.SPOT else 1_000
+        socket = Socket(market, address.combined, quiet, divisor, self._now_us())
         socket.pinged_us = socket.disturbed_us = socket.opened_us
         socket.protocol = getattr(send, "__self__", None)
-        self._subscribe(socket, filter(None, names))
+        self._subscribe(socket, address.names)
         if len(socket.streams) > self.rules[market].streams:
             await refuse(send, 400)
             return
@@ -207,29 +180,25 @@ class Sockets:
             if len(socket.asked_us) > rules.messages_per_second:
                 await send({"type": "websocket.close", "code": _POLICY, "reason": "Too many requests"})
                 return
-            reply = self._answer(socket, message.get("text") or "")
+            reply = self._answer(socket, message.get("text"))
             if len(socket.streams) > rules.streams:
                 await send({"type": "websocket.close", "code": _POLICY, "reason": "Too many streams"})
                 return
             await send({"type": "websocket.send", "text": _json(reply)})
 
-    def _answer(self, socket: Socket, text: str) -> dict[str, Any]:
+    def _answer(self, socket: Socket, text: str | None) -> dict[str, Any]:
         try:
-            request = json.loads(text)
-            number, method = request.get("id"), request.get("method")
-            names = [str(name) for name in request.get("params", [])]
-        except (ValueError, AttributeError, TypeError):
-            return {"error": {"code": 3, "msg": "Invalid JSON: expected value at line 1 column 1"}}
-        if method == "SUBSCRIBE":
-            self._subscribe(socket, names)
-        elif method == "UNSUBSCRIBE":
-            for name in names:
+            request = dialect.socket_request(text)
+        except SocketRefusal as refusal:
+            return refusal.payload
+        if request.method == "SUBSCRIBE":
+            self._subscribe(socket, request.names)
+        elif request.method == "UNSUBSCRIBE":
+            for name in request.names:
                 socket.streams.pop(name, None)
-        elif method == "LIST_SUBSCRIPTIONS":
-            return {"result": list(socket.streams), "id": number}
-        else:
-            return {"error": {"code": 2, "msg": f"Invalid request: unknown variant `{method}`"}, "id": number}
-        return {"result": None, "id": number}
+        elif request.combined is not None:
+            socket.combined = request.combined
+        return dialect.socket_result(request, socket.streams, combined=socket.combined)
 
     # --- messages --------------------------------------------------------------------------------------------
 
@@ -248,7 +217,8 @@ class Sockets:
                 await send({"type": "websocket.close", "code": _GOING_AWAY, "reason": ""})
                 return
             if socket.shutdown_us is not None and before < socket.shutdown_us:
-                await send({"type": "websocket.send", "text": _json(_shutdown_message(socket, now))})
+                notice = dialect.shutdown_message(now // socket.divisor)
+                await send({"type": "websocket.send", **_frame(socket, dialect.SHUTDOWN_STREAM, notice)})
                 before = socket.shutdown_us
             self._disturb(socket, now)
 
@@ -356,12 +326,7 @@ def _json(value: Any) -> str:
 
 
 def _frame(socket: Socket, stream: str, payload: dict[str, Any]) -> dict[str, Any]:
-    return {"text": _json({"stream": stream, "data": payload} if socket.combined else payload)}
-
-
-def _shutdown_message(socket: Socket, now_us: int) -> dict[str, Any]:
-    payload = {"e": "serverShutdown", "E": now_us // socket.divisor}
-    return {"stream": "!serverShutdown", "data": payload} if socket.combined else payload
+    return {"text": _json(dialect.framed(payload, stream, combined=socket.combined))}
 
 
 _GARBAGE: tuple[dict[str, Any], ...] = (

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from market_data_pipeline.clock import day_of_us, days_between
+from market_data_pipeline.model.binance_dialect import agg_trade_message, kline_message
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey, interval_us, intervals_of
 from market_data_pipeline.sandbox.exchange import Exchange
 from market_data_pipeline.sandbox.rows import Rows
@@ -82,9 +83,8 @@ class Stream:
     def _rows(self, series: SeriesKey, day: date) -> Rows | None:
         return self.exchange.rows(series, day, "rest") if day in self.exchange.days(series) else None
 
-    def _message(self, at_us: int, kind: str, facts: dict[str, Any]) -> StreamMessage:
-        head = {"e": kind, "E": at_us // self.divisor, "s": self.symbol}
-        return StreamMessage(at_us, self.name, {**head, **facts})
+    def _message(self, at_us: int, payload: dict[str, Any]) -> StreamMessage:
+        return StreamMessage(at_us, self.name, payload)
 
     # --- trades ----------------------------------------------------------------------------------------------
 
@@ -98,13 +98,18 @@ class Stream:
             low, high = (int(np.searchsorted(rows.times, at, "right")) for at in (after, last))
             for row in rows.fields(low, high):
                 at = int(row[5])
-                facts: dict[str, Any] = {"a": int(row[0]), "p": row[1], "q": row[2], "f": int(row[3]), "l": int(row[4])}
-                facts |= {"T": at // self.divisor, "m": row[6].lower() == "true"}
-                if self.market is Market.SPOT:
-                    facts["M"] = True
-                else:
-                    facts |= {"nq": row[2], "st": 1} if self.market is Market.UM else {"st": 2}
-                yield self._message(at + TRADE_DELAY_US, "aggTrade", facts)
+                payload = agg_trade_message(
+                    self.market,
+                    self.symbol,
+                    (at + TRADE_DELAY_US) // self.divisor,
+                    at // self.divisor,
+                    (int(row[0]), int(row[3]), int(row[4])),
+                    (row[1], row[2]),
+                    is_buyer_maker=row[6].lower() == "true",
+                )
+                if self.market is not Market.SPOT:
+                    payload |= {"nq": row[2], "st": 1} if self.market is Market.UM else {"st": 2}
+                yield self._message(at + TRADE_DELAY_US, payload)
 
     # --- candles ---------------------------------------------------------------------------------------------
 
@@ -113,8 +118,8 @@ class Stream:
         open_time = (since_us - _CLOSE_DELAYS_US[1]) // length * length - length
         while open_time + length + _CLOSE_DELAYS_US[0] <= until_us:
             at = open_time + length + close_delay_us(self.symbol, interval, open_time)
-            if since_us < at <= until_us and (candle := self._candle(interval, open_time, closed=True)):
-                yield self._message(at, "kline", {"k": candle})
+            if since_us < at <= until_us and (payload := self._candle(interval, open_time, at, closed=True)):
+                yield self._message(at, payload)
             open_time += length
 
     def _update(self, interval: str, now_us: int) -> Iterator[StreamMessage]:
@@ -124,13 +129,13 @@ class Stream:
         if now_us - sent_us < period:
             return
         length = interval_us(interval)
-        candle = self._candle(interval, now_us // length * length, closed=False)
-        if candle is None or (candle["L"], candle["t"]) == (last_id, last_open):
+        payload = self._candle(interval, now_us // length * length, now_us, closed=False)
+        if payload is None or (payload["k"]["L"], payload["k"]["t"]) == (last_id, last_open):
             return
-        self._last_update = (now_us, candle["L"], candle["t"])
-        yield self._message(now_us, "kline", {"k": candle})
+        self._last_update = (now_us, payload["k"]["L"], payload["k"]["t"])
+        yield self._message(now_us, payload)
 
-    def _candle(self, interval: str, open_time: int, *, closed: bool) -> dict[str, Any] | None:
+    def _candle(self, interval: str, open_time: int, at_us: int, *, closed: bool) -> dict[str, Any] | None:
         day, length = day_of_us(open_time), interval_us(interval)
         rows = self._rows(self._series(DataType.KLINES, interval), day)
         if rows is None:
@@ -140,22 +145,16 @@ class Stream:
             return None
         row = rows.fields(index, index + 1)[0]
         first, last = self._trade_ids(day, open_time, open_time + length) if int(row[8]) else (-1, -1)
-        names = ("o", "h", "l", "c", "v")
-        return {
-            "t": int(row[0]) // self.divisor,
-            "T": int(row[6]) // self.divisor,
-            "s": self.symbol,
-            "i": interval,
-            "f": first,
-            "L": last,
-            **dict(zip(names, row[1:6], strict=True)),
-            "n": int(row[8]),
-            "x": closed,
-            "q": row[7],
-            "V": row[9],
-            "Q": row[10],
-            "B": "0",
-        }
+        return kline_message(
+            self.symbol,
+            interval,
+            at_us // self.divisor,
+            (int(row[0]) // self.divisor, int(row[6]) // self.divisor),
+            (first, last),
+            (*row[1:6], row[7], row[9], row[10]),
+            int(row[8]),
+            closed=closed,
+        )
 
     def _trade_ids(self, day: date, start_us: int, end_us: int) -> tuple[int, int]:
         rows = self._rows(self._series(DataType.AGG_TRADES), day)
@@ -184,10 +183,9 @@ class Stream:
             if rows is None or index < 0:
                 return
             prices.append(rows.fields(index, index + 1)[0][4])
-        facts = {"p": prices[0], "P": prices[0], "i": prices[1], "r": "0.00010000"}
-        yield self._message(
-            at, "markPriceUpdate", {**facts, "T": (at // _FUNDING_US + 1) * _FUNDING_US // self.divisor}
-        )
+        payload = {"e": "markPriceUpdate", "E": at // self.divisor, "s": self.symbol}
+        payload |= {"p": prices[0], "P": prices[0], "i": prices[1], "r": "0.00010000"}
+        yield self._message(at, {**payload, "T": (at // _FUNDING_US + 1) * _FUNDING_US // self.divisor})
 
 
 def close_delay_us(symbol: str, interval: str, open_time: int) -> int:

@@ -175,12 +175,14 @@ def iso(moment: datetime | None) -> str | None:
 
 def facts_of(page: RowsPage) -> dict[str, Any]:
     """Return the version, the states and what is missing, as every answer has them."""
+    states = [
+        {"from": iso(one.first), "to": iso(one.until), "state": one.state, "source": one.source} for one in page.states
+    ]
+    if page.forming is not None:
+        states[-1]["as_of"] = iso(clock.naive_from_us(page.forming.as_of_us))
     return {
         "version": page.version,
-        "states": [
-            {"from": iso(one.first), "to": iso(one.until), "state": one.state, "source": one.source}
-            for one in page.states
-        ],
+        "states": states,
         "missing": [{"from": iso(one.first), "to": iso(one.until), "reason": one.reason} for one in page.missing],
     }
 
@@ -197,20 +199,30 @@ def aware(table: pa.Table) -> pa.Table:
 
 
 def encoded(
-    rows: pa.Table, facts: dict[str, Any], encoding: Encoding, query: Hashable, *, lasting: bool, growing: bool
+    rows: pa.Table,
+    facts: dict[str, Any],
+    encoding: Encoding,
+    query: Hashable,
+    *,
+    lasting: bool,
+    growing: bool,
+    fleeting: bool = False,
 ) -> EncodedAnswer:
     """Encode an answer.
 
     Args:
         facts: What is known about the rows. The ``ETag`` covers it.
-        query: The request, without the format.
+        query: The request, without the format. It has the open candle, if the rows do.
         lasting: The answer never changes.
         growing: The range touches the present, so that the answer may change when the next minute is over.
+        fleeting: The answer may change in each moment, because it has the open candle.
     """
     body = encode_rows(rows, facts, encoding.format)
     coding = encoding.coding if len(body) >= COMPRESS_FROM else "identity"
     tag = digest_of(query, facts, encoding.format, coding)
-    expires = time_now() // 60 * 60 + 60 if growing else None
+    expires = None
+    if growing:
+        expires = time_now() + 1 if fleeting else time_now() // 60 * 60 + 60
     return EncodedAnswer(
         body=compressed(body, coding),
         media_type=MEDIA_TYPES[encoding.format],

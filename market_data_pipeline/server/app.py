@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from market_data_pipeline import __version__
@@ -24,7 +24,10 @@ from market_data_pipeline.server import documented
 from market_data_pipeline.server.admin import admin_routes
 from market_data_pipeline.server.answers import respond
 from market_data_pipeline.server.binance.routes import binance_routes, is_binance_path, refusal_of, refused
+from market_data_pipeline.server.binance.sockets import BinanceSockets, deny
+from market_data_pipeline.server.event_stream import EVENT_TYPE, stream_routes
 from market_data_pipeline.server.jobs import ServerJobs
+from market_data_pipeline.server.live_hub import LiveHub
 from market_data_pipeline.server.market import answer_at_once, market_routes
 from market_data_pipeline.server.page import is_page_path, page_routes
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
@@ -56,6 +59,7 @@ def build_app(
     keys: Sequence[str] = (),
     key_for_all: bool = False,
     hosts: Sequence[str] = (),
+    hub: LiveHub | None = None,
 ) -> FastAPI:
     """Return the app of a data folder.
 
@@ -65,12 +69,15 @@ def build_app(
         keys: API keys. Without any, admin routes and SQL are off.
         key_for_all: True if every route but ``/health`` and ``/ready`` needs a key.
         hosts: Names under which clients reach the server, in addition to loopback.
+        hub: The hub of a live feed in this process. None leaves streams out.
     """
     jobs = ServerJobs(settings)
-    state = ServerState(settings, source or LakeSource(settings), jobs, tuple(keys), key_for_all)
+    state = ServerState(settings, source or LakeSource(settings), jobs, tuple(keys), key_for_all, hub)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if hub is not None:
+            hub.open()
         yield
         await jobs.close()
 
@@ -91,12 +98,15 @@ def build_app(
     )
     app.state.server = state
     # Most routes know nothing of an app, so the apps of a process share them: FastAPI takes 0.2 s to make them.
-    for router in (page_routes(), market_routes(), series_routes(), system_routes(), admin_routes(), sql_routes()):
-        app.include_router(router)
+    for routes in _ROUTES:
+        app.include_router(routes())
     app.router.routes.extend(binance_routes())
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     return app
+
+
+_ROUTES = (page_routes, market_routes, stream_routes, series_routes, system_routes, admin_routes, sql_routes)
 
 
 class _App(FastAPI):
@@ -120,20 +130,27 @@ class Doorkeeper:
     def __init__(self, app: ASGIApp, state: ServerState, hosts: Sequence[str], origins: Sequence[str]) -> None:
         self._app = app
         self._state = state
+        self._sockets = BinanceSockets(state.hub)
         self._hosts = frozenset(host.casefold() for host in hosts)
         self._origins = frozenset(origin.casefold() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on."""
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begun, status, route = time.perf_counter(), 500, ""
+        answered: float | None = None
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if dict(message["headers"]).get(b"content-type", b"").startswith(EVENT_TYPE.encode()):
+                    answered = time.perf_counter()  # the rest takes as long as the client stays
             await send(message)
 
         try:
@@ -155,7 +172,16 @@ class Doorkeeper:
             await answer(scope, receive, noted)
         finally:
             route = route or getattr(scope.get("route"), "path", "other")
-            self._state.numbers.answered(route, status, time.perf_counter() - begun)
+            self._state.numbers.answered(route, status, (answered or time.perf_counter()) - begun)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._check(scope, Headers(scope=scope))
+        except ProblemError as problem:
+            await receive()
+            await deny(scope, send, refused(refusal_of(problem), problem.headers))
+            return
+        await self._sockets(scope, receive, send)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         hosts = headers.getlist("host")
@@ -170,12 +196,12 @@ class Doorkeeper:
         for origin in headers.getlist("origin"):
             if origin.casefold() not in self._origins and not is_own_origin(origin, host, self._hosts):
                 raise ProblemError(ProblemKind.FOREIGN, f"Requests from {origin[:100]} are refused.")
-        is_visit = headers.get("sec-fetch-mode") == "navigate" and scope["method"] in ("GET", "HEAD")
+        is_visit = headers.get("sec-fetch-mode") == "navigate" and scope.get("method") in ("GET", "HEAD")
         if headers.get("sec-fetch-site") == "cross-site" and not (is_visit or "origin" in headers):
             raise ProblemError(ProblemKind.FOREIGN, "Requests from other sites are refused.")
         path = scope["path"]
         if self._state.key_for_all and path not in OPEN_PATHS and not is_page_path(path):
-            self._state.need_key(Request(scope))
+            self._state.need_key(HTTPConnection(scope))
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

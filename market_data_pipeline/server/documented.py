@@ -86,6 +86,12 @@ def of_json(description: str, *statuses: int) -> dict[int | str, dict[str, Any]]
     }
 
 
+def of_events() -> dict[int | str, dict[str, Any]]:
+    """Return the description of server-sent events."""
+    events = {"description": "Events, until the client goes away.", "content": {"text/event-stream": {}}}
+    return {200: events, **problems(400, 401, 403, 404, 422, 503)}
+
+
 def with_keys(document: dict[str, Any]) -> dict[str, Any]:
     """Return an OpenAPI document with the API key: admin routes and SQL need it, other routes may have it."""
     scheme = {"type": "http", "scheme": "bearer", "description": "One of `MARKET_DATA_API_KEYS`."}

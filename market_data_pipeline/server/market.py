@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any
@@ -47,7 +47,7 @@ _Strategy = Annotated[
     "that are not final again. Default: set by the server."),
 ]  # fmt: skip
 _Columns = Annotated[str | None, Query(max_length=400, description="Names separated by commas. Default: all.")]
-_Forming = Annotated[bool, Query(description="Include the open candle, if a live feed runs.")]
+_Forming = Annotated[bool, Query(description="Include the candle that is still open, if the live feed runs.")]
 _Format = Annotated[Format | None, Query(description="Goes before `Accept`.")]
 _Follow = Annotated[
     str | None,
@@ -223,18 +223,19 @@ async def answer_rows(
     if chosen is not Strategy.FORCE_FRESH and chosen is Strategy(state.settings.serve_cache_strategy):
         state.parsed[raw_name(request.scope)] = (wanted, series, key)
     fingerprint = state.source.fingerprint(series)
+    stamp = _stamp(state, wanted, series, fingerprint)
     answer = None
     if chosen is not Strategy.FORCE_FRESH:
-        answer = _if_enough(state.answers.get(key, fingerprint), chosen)
+        answer = _if_enough(state.answers.get(key, stamp), chosen)
     if answer is None:
 
         async def make() -> EncodedAnswer:
             made = await _made(state, wanted, series, fingerprint, encoding, query, token, chosen, follow_latest)
             if chosen is Strategy.CACHE_ONLY or (chosen is Strategy.AUTO and made.whole):
-                state.answers.put(key, fingerprint, made)
+                state.answers.put(key, stamp, made)
             return made
 
-        answer = await state.shared.run((key, fingerprint, chosen), make)
+        answer = await state.shared.run((key, stamp, chosen), make)
     state.numbers.served(answer.origins)
     return answers.respond(request.headers.get("if-none-match"), answer, private=state.key_for_all)
 
@@ -262,8 +263,14 @@ def answer_at_once(state: ServerState, scope: Mapping[str, Any]) -> EncodedAnswe
     wanted, series, key = known
     if state.source.known_series(wanted) != series:
         return None
-    found = state.answers.get(key, state.source.fingerprint(series), count_miss=False)
+    stamp = _stamp(state, wanted, series, state.source.fingerprint(series))
+    found = state.answers.get(key, stamp, count_miss=False)
     return _if_enough(found, Strategy(state.settings.serve_cache_strategy))
+
+
+def _stamp(state: ServerState, wanted: PageRequest, series: SeriesKey, fingerprint: str) -> Hashable:
+    """Return what an answer depends on: the fingerprint of its series, and the open candle if it is requested."""
+    return (fingerprint, state.source.forming_mark(series)) if wanted.include_forming else fingerprint
 
 
 def permitted(request: Request, state: ServerState, strategy: Strategy | None) -> Strategy:
@@ -330,9 +337,10 @@ async def _made(
             _shown(page, wanted),
             facts,
             encoding,
-            (query, wanted.limit, wanted.columns),
+            (query, wanted.limit, wanted.columns, page.forming),
             lasting=fixed and page.final and strategy is not Strategy.FORCE_FRESH,
             growing=not page.final,
+            fleeting=wanted.include_forming,
         )
         more = fetched.headers if fetched is not None else {}
         return replace(

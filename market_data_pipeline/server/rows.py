@@ -1,6 +1,6 @@
 """Where rows come from: the seam between the faces of the server and what stores rows.
 
-Today the lake alone is a source. A window of live rows becomes another one with the same interface.
+The lake is the one source, with the rows of the live feed that it does not have yet.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ class RowSource(Protocol):
 
     def fingerprint(self, key: SeriesKey) -> str:
         """Return a text that changes as soon as an answer may change. It takes microseconds, and reads no rows."""
+
+    def forming_mark(self, key: SeriesKey) -> bytes:
+        """Return bytes that differ as soon as the open candle of a series does. It takes microseconds."""
 
     def read(self, request: PageRequest) -> RowsPage:
         """Read a page. This blocks.
@@ -69,8 +72,12 @@ class LakeSource:
         """Return a text that changes as soon as a day of the series is stored, removed or recorded in another way."""
         return self._pages.fingerprint(key)
 
+    def forming_mark(self, key: SeriesKey) -> bytes:
+        """Return bytes that differ as soon as the open candle of a series does."""
+        return self._pages.forming_mark(key)
+
     def read(self, request: PageRequest) -> RowsPage:
-        """Read a page of stored rows."""
+        """Read a page of stored rows, and of rows of the live feed."""
         return self._pages.read(request)
 
     def delivered(self, key: SeriesKey, start: datetime, last: date) -> int:

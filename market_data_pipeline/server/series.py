@@ -5,6 +5,8 @@ Rows do not belong here (``market.py``), nor does the health of all series (``sy
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from datetime import date, datetime, timedelta
 from functools import cache
 from typing import Annotated, Any
@@ -27,6 +29,8 @@ from market_data_pipeline.model.day import DayRecord
 from market_data_pipeline.model.series import EXCHANGE, INTERVALS, DataType, Market, SeriesKey
 from market_data_pipeline.server import documented
 from market_data_pipeline.server.answers import iso
+from market_data_pipeline.server.event_stream import COMMENT, EventAnswer, event_text, hub_of
+from market_data_pipeline.server.live_hub import LiveClient
 from market_data_pipeline.server.market import path_name
 from market_data_pipeline.server.parameters import MOST_CHARACTERS, symbol_in
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
@@ -58,6 +62,16 @@ def series_routes() -> APIRouter:
         return Response(await _listed(state_of_app(request)), media_type=_JSON, headers={"Cache-Control": "no-cache"})
 
     @router.get(
+        "/series/stream",
+        summary="Follow the newest moment of each series as server-sent events, if the live feed runs in this server.",
+        response_class=Response,
+        responses=documented.of_events(),
+    )
+    async def freshness(request: Request) -> Response:
+        state = state_of_app(request)
+        return _FreshnessEvents(state, hub_of(state).client())
+
+    @router.get(
         "/calendar",
         summary="Return the state of each day of a series, as runs of days and as shapes to draw.",
         responses=documented.of_json("Runs of days, shapes by year, and days that need attention.", 404, 503),
@@ -80,6 +94,30 @@ def series_routes() -> APIRouter:
     return router
 
 
+class _FreshnessEvents(EventAnswer):
+    """The newest moments of followed series: all of them first, and then those that changed."""
+
+    def __init__(self, state: ServerState, client: LiveClient) -> None:
+        super().__init__(client)
+        self._state = state
+
+    async def texts(self) -> AsyncIterator[bytes]:
+        """Yield an event as soon as a newest moment changed, at most every two seconds."""
+        known: dict[str, str | None] = {}
+        while True:
+            found = orjson.loads(await _listed(self._state))
+            until = {_name(one): one["until"] for one in found["series"] if one["live"] is not None}
+            changed = {name: moment for name, moment in until.items() if known.get(name) != moment}
+            known |= changed
+            yield event_text("series", {"as_of": found["as_of"], "until": changed}) if changed else COMMENT
+            await asyncio.sleep(_SECONDS)
+
+
+def _name(one: dict[str, Any]) -> str:
+    """Return the name of a series as the page has it in its address."""
+    return "/".join(filter(None, (one["market"], one["data_type"], one["symbol"], one["interval"])))
+
+
 async def _listed(state: ServerState) -> bytes:
     now = clock.now().timestamp()
     known = state.listed
@@ -97,7 +135,7 @@ def list_series(state: ServerState) -> dict[str, object]:
 
     ``until`` is the first moment after the newest row of candles. For other data types, it is the end of the last day,
     or the time at which that day was fetched. ``state`` is ``live``, ``current``, ``behind``, ``ended`` or ``empty``.
-    ``live`` is the state of the series in the live feed.
+    ``live`` is the state of the series in the live feed. ``streams`` is true if that runs in this process.
     """
     layout = Layout(state.settings.root)
     universe, live = _universe(state), _followed(layout)
@@ -110,7 +148,8 @@ def list_series(state: ServerState) -> dict[str, object]:
             reach = state.reaches[key] = (fingerprint, _reach(layout, key))
         facts = {**_names(key), **reach[1], **_freshness(universe, key, reach[1]["last"])}
         found.append(_with_live(key, facts, live.get(str(key))))
-    return {"as_of": iso(clock.naive_utc(clock.now())), "live": bool(live), "series": found}
+    streams = state.hub is not None and state.hub.runs
+    return {"as_of": iso(clock.naive_utc(clock.now())), "live": bool(live), "streams": streams, "series": found}
 
 
 def _followed(layout: Layout) -> dict[str, dict[str, Any]]:

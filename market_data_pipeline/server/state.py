@@ -7,13 +7,14 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 
 from market_data_pipeline.client.pages import PageRequest
 from market_data_pipeline.model.binance_dialect import SymbolRules
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline.server.answers import AnswerCache, Recent, Shared, Workers
 from market_data_pipeline.server.jobs import ServerJobs
+from market_data_pipeline.server.live_hub import LiveHub
 from market_data_pipeline.server.numbers import Numbers
 from market_data_pipeline.server.problems import ProblemError, ProblemKind
 from market_data_pipeline.server.rows import RowSource
@@ -29,6 +30,7 @@ class ServerState:
     Attributes:
         keys: API keys. Without any, admin routes and SQL are off.
         key_for_all: Every route but ``/health`` and ``/ready`` needs a key.
+        hub: The hub of the live feed in this process. None if it runs none.
     """
 
     settings: Settings
@@ -36,6 +38,7 @@ class ServerState:
     jobs: ServerJobs
     keys: Sequence[str] = ()
     key_for_all: bool = False
+    hub: LiveHub | None = None
     answers: AnswerCache = field(init=False)
     workers: Workers = field(default_factory=Workers)
     shared: Shared = field(default_factory=Shared)
@@ -53,7 +56,7 @@ class ServerState:
         self.answers = AnswerCache(self.settings.serve_cache_mb * 1_000_000)
         self.numbers.watch(self.answers)
 
-    def has_key(self, request: Request) -> bool:
+    def has_key(self, request: HTTPConnection) -> bool:
         """Return True if a request has one of the keys.
 
         It is sent as ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``, or as ``X-MBX-APIKEY: KEY``.
@@ -64,7 +67,7 @@ class ServerState:
         same = [hmac.compare_digest(given.encode(), key.encode()) for key in self.keys]
         return bool(given) and any(same)
 
-    def need_key(self, request: Request) -> None:
+    def need_key(self, request: HTTPConnection) -> None:
         """Refuse a request without a key.
 
         Raises:

@@ -58,7 +58,8 @@ def system_routes() -> APIRouter:
         if live is FeedState.HANGS:
             raise ProblemError(
                 ProblemKind.BUSY,
-                "The live feed runs, but has not written its status for 30 seconds. Restart `market-data live`.",
+                "The live feed runs, but has not written its status for 30 seconds. Restart `market-data live`, or "
+                "`serve --live`.",
             )
         return as_json({"status": "ready", "live": live})
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from market_data_pipeline import GapError, GapWarning, MarketData, UsageError, clock
+from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWriter
 from market_data_pipeline.lake.live_rows import LiveWriter
 from market_data_pipeline.model.series import SeriesKey
 from market_data_pipeline_tests.client.test_market_data import as_arrow
@@ -189,6 +190,86 @@ def test_a_series_may_have_live_rows_alone(tmp_path: Path) -> None:
     with LiveWriter(SmallLake(tmp_path).layout) as writer:
         writer.append(key, live_rows_of(day_table(key, D1).slice(0, 3), key))
     assert hours(market.klines("SOLUSDT", "1h", "2024-01-01", "2024-01-01T03:00", on_gap="raise").arrow()) == [0, 1, 2]
+
+
+# --- open candles -----------------------------------------------------------------------------------------------------
+
+
+class OpenCandle:
+    """An open candle of BTC at some hours after the first day, written by a feed that runs."""
+
+    def __init__(self, world: LiveLake, hour: int, close: float = 9.0) -> None:
+        self.writer = FormingWriter(world.lake.layout, [BTC, ETH])
+        opened = clock.day_start_us(D1) + hour * 3_600_000_000
+        values = (opened, 9.0, 9.0, 9.0, close, 1.0, opened + 3_600_000_000 - 1, 1.0, 1, 1.0, 1.0)
+        self.writer.put(FormingCandle(BTC, values, opened + 1_000_000))
+        self.writer.beat()
+
+    def __enter__(self) -> FormingWriter:
+        return self.writer
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.close()
+
+
+@pytest.mark.filterwarnings("ignore::market_data_pipeline.GapWarning")
+def test_an_open_candle_is_the_last_row_if_requested(world: LiveLake) -> None:
+    span = ("2024-01-02T12:00", "2024-01-03")
+    with OpenCandle(world, 38):
+        result = world.market.klines(["ETHUSDT", "BTCUSDT"], "1h", *span, include_forming=True)
+        rows = result.arrow()
+        assert hours(rows) == [36, 37, 38, 36, 37]
+        assert rows["close"].to_pylist() == [0, 0, 9, 0, 0]
+        for face in ("df", "pl", "relation"):
+            assert as_arrow(result, face).equals(as_arrow(result, "arrow")), face
+        assert len(result) == 5
+        assert result.wide("close").shape == (3, 2)
+        states = [tuple(row.values()) for row in result.states().df().astype(str).to_dict("records")]
+        assert [state[3:5] for state in states] == [("live", "live"), ("forming", "live"), ("live", "live")]
+        assert states[1][1:3] == ("2024-01-02 14:00:00+00:00", "2024-01-02 15:00:00+00:00")
+        closed = world.market.klines(["ETHUSDT", "BTCUSDT"], "1h", *span)
+        assert hours(closed.arrow()) == [36, 37, 36, 37]
+        assert closed.version == result.version
+        composed = world.market.klines("BTCUSDT", "4h", *span, include_forming=True).arrow()
+        assert composed["parts"].to_pylist() == [2]
+    assert hours(result.arrow()) == [36, 37, 36, 37]
+
+
+@pytest.mark.filterwarnings("ignore::market_data_pipeline.GapWarning")
+@pytest.mark.parametrize(("hour", "found"), [(37, [36, 37]), (20, [36, 37]), (48, [36, 37])])
+def test_a_row_replaces_an_open_candle(world: LiveLake, hour: int, found: list[int]) -> None:
+    """A candle that closed meanwhile, an older one, and one after the requested range."""
+    with OpenCandle(world, hour):
+        rows = world.market.klines("BTCUSDT", "1h", "2024-01-02T12:00", "2024-01-03", include_forming=True).arrow()
+    assert hours(rows) == found
+    assert rows["close"].to_pylist() == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore::market_data_pipeline.GapWarning")
+def test_an_open_candle_follows_any_day(world: LiveLake) -> None:
+    """The first candle of a day without rows, and one after a day that is stored without live rows."""
+    with OpenCandle(world, 48):
+        result = world.market.klines("BTCUSDT", "1h", "2024-01-02T13:00", "2024-01-04", include_forming=True)
+        assert hours(result.arrow()) == [37, 48]
+        assert result.version == world.market.klines("BTCUSDT", "1h", "2024-01-02T13:00", "2024-01-04").version
+    world.provisional(BTC, D3, 2)
+    with OpenCandle(world, 50):
+        result = world.market.klines("BTCUSDT", "1h", "2024-01-03", "2024-01-04", include_forming=True)
+        assert hours(result.arrow()) == [48, 49, 50]
+        assert result.states().df()["state"].tolist() == ["provisional", "forming"]
+        assert result.version == world.market.klines("BTCUSDT", "1h", "2024-01-03", "2024-01-04").version
+    world.lake.put_table(BTC, D3, day_table(BTC, D3).slice(0, 2))
+    with OpenCandle(world, 50):
+        result = world.market.klines("BTCUSDT", "1h", "2024-01-03", "2024-01-04", include_forming=True)
+        assert hours(result.arrow()) == [48, 49]  # the day is final
+
+
+def test_an_open_candle_needs_live_rows(world: LiveLake) -> None:
+    for final_only in (True, False):
+        with pytest.raises(UsageError, match="include_forming"):
+            world.market.klines(
+                "BTCUSDT", "1h", "2024-01-02", include_forming=True, final_only=final_only, include_live=final_only
+            )
 
 
 _READER = """

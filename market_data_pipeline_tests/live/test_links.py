@@ -123,3 +123,15 @@ def test_closing_ends_all_connections() -> None:
     links.group.tick(0)
     links.group.close()
     assert links.running == []
+
+
+def test_a_group_is_fed_while_data_comes() -> None:
+    links = Group()
+    links.group.tick(0)
+    assert not links.group.is_fed(0)  # connected, and nothing came
+    links.group.data(links.group.links[0], "a", SECOND)
+    assert links.group.is_fed(31 * SECOND)
+    assert not links.group.is_fed(32 * SECOND)
+    links.tasks[0].ended = True
+    links.group.tick(2 * SECOND)
+    assert not links.group.is_fed(2 * SECOND)

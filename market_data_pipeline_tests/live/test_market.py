@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from market_data_pipeline.lake.live_rows import CloseState, LiveRow
 from market_data_pipeline.live.candles import Values
-from market_data_pipeline.live.effects import Append, AskCandles, AskTrades, Effect, Notice
+from market_data_pipeline.live.effects import Append, AskCandles, AskTrades, Effect, Notice, ShowForming
 from market_data_pipeline.live.market import MarketFeed, make_feed
 from market_data_pipeline.live.trades import TradeCandle
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
@@ -70,6 +70,7 @@ class World:
     stored: dict[SeriesKey, dict[int, LiveRow]] = field(default_factory=lambda: {CANDLES: {}, TRADES: {}})
     notices: list[Notice] = field(default_factory=list)
     asked: list[Effect] = field(default_factory=list)
+    forming: list[CandleEvent | None] = field(default_factory=list)
     now: int = START
 
     def do(self, effects: Iterable[Effect]) -> None:
@@ -78,6 +79,8 @@ class World:
                 self.stored[effect.key].update({int(row.values[0]): row for row in effect.rows})
             elif isinstance(effect, Notice):
                 self.notices.append(effect)
+            elif isinstance(effect, ShowForming):
+                self.forming.append(effect.candle)
             else:
                 self.asked.append(effect)
                 self.do(self.answer(effect))
@@ -260,6 +263,83 @@ def test_an_absurd_trade_id_is_ignored() -> None:
     world.wait(60)
     assert world.asked == []
     assert [notice.kind for notice in world.notices] == ["implausible"]
+
+
+# --- open candles -----------------------------------------------------------------------------------------------------
+
+
+def still_open(minute: int, second: int) -> CandleEvent:
+    """A candle that is not closed, some seconds after it opened."""
+    event = TRUE_CANDLES[minute]
+    at = event.open_us + second * SECOND
+    return CandleEvent(CANDLES, at, event.open_us, False, event.first_id, event.last_id, event.values, event.units)
+
+
+def shown(*events: CandleEvent) -> list[CandleEvent | None]:
+    """Return the open candles that the feed shows, one after the other."""
+    world = World()
+    for event in events:
+        world.now = max(world.now, event.event_us)
+        world.send(event)
+    return world.forming
+
+
+def test_an_open_candle_is_shown_until_it_closes() -> None:
+    first, second = still_open(0, 10), still_open(0, 20)
+    assert shown(first, second, TRUE_CANDLES[0]) == [first, second, None]
+    assert shown(first, TRUE_CANDLES[0], still_open(1, 2)) == [first, None, still_open(1, 2)]
+
+
+def test_older_and_repeated_updates_are_ignored() -> None:
+    first, second = still_open(0, 10), still_open(0, 20)
+    assert shown(second, second, first) == [second]
+    assert shown(TRUE_CANDLES[0], second) == []
+    assert shown(still_open(1, 2), still_open(0, 59)) == [still_open(1, 2)]
+
+
+def test_an_open_candle_is_never_stored() -> None:
+    world = World()
+    world.now = START + 59 * SECOND
+    world.send(still_open(0, 59))
+    assert world.stored[CANDLES] == {}
+    world.wait(1)
+    assert world.asked == []
+
+
+def test_an_ended_candle_is_not_shown_for_long() -> None:
+    """Its close did not come, and REST does not answer. Ten seconds after its end, its state is no news any more."""
+    world = World(failures=1_000)
+    world.now = START + 59 * SECOND
+    world.send(still_open(0, 59))
+    world.wait(10)
+    assert world.forming == [still_open(0, 59)]
+    world.wait(1)
+    assert world.forming == [still_open(0, 59), None]
+    world.send(still_open(0, 60))
+    assert len(world.forming) == 2
+
+
+def test_a_close_from_rest_ends_an_open_candle() -> None:
+    world = World()
+    world.now = START + 59 * SECOND
+    world.send(still_open(0, 59))
+    world.wait(9)
+    assert [row.state for row in world.stored[CANDLES].values()] == [CloseState.REST]
+    assert world.forming == [still_open(0, 59), None]
+
+
+def test_a_lost_connection_ends_all_open_candles() -> None:
+    world = World()
+    world.send(still_open(0, 10))
+    world.do(world.feed.lost([CANDLES, TRADES]))
+    world.do(world.feed.lost([CANDLES, TRADES]))
+    assert world.forming == [still_open(0, 10), None]
+
+
+def test_an_open_candle_from_the_future_is_ignored() -> None:
+    world = World()
+    world.send(still_open(4, 1))
+    assert world.forming == []
 
 
 # --- delistings -------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from market_data_pipeline import clock
+from market_data_pipeline import MarketData, clock
 from market_data_pipeline.errors import SeriesBusyError, UsageError
 from market_data_pipeline.lake.feed_status import read_status
+from market_data_pipeline.lake.forming_candles import read_forming
 from market_data_pipeline.lake.layout import Layout
 from market_data_pipeline.lake.live_rows import read_live_rows
 from market_data_pipeline.live.feed import Feed
@@ -73,6 +74,30 @@ def test_rows_and_status_appear_while_the_feed_runs(tmp_path: Path, sandbox: San
     found = opened(Layout(tmp_path))
     assert found == list(range(clock.day_start_us(START.date()), found[-1] + 1, 60_000_000))
     assert "proven" in read_live_rows(Layout(tmp_path), CANDLES)["close_state"].to_pylist()
+
+
+def test_the_open_candle_is_read_as_forming(tmp_path: Path, sandbox: Sandbox) -> None:
+    """It changes with the messages, closes as a live row, and is gone when the feed ends."""
+    found: dict[int, set[float]] = {}
+
+    def look() -> bool:
+        candle = read_forming(Layout(tmp_path), CANDLES)
+        if candle is not None:
+            found.setdefault(candle.open_us, set()).add(float(candle.values[5]))
+        return len(found) >= 4
+
+    async def test(layout: Layout) -> None:
+        await until(look)
+        await until(lambda: len(opened(layout)) > 2 and opened(layout)[-1] >= max(found))
+        rows = MarketData(tmp_path).klines("BTCUSDT", "1m", START, market="um", include_forming=True, on_gap="ignore")
+        await until(lambda: rows.states().df()["state"].tolist()[-1] == "forming")
+
+    follow(tmp_path, sandbox, test)
+    assert max(map(len, found.values())) > 1
+    volumes: list[Any] = read_live_rows(Layout(tmp_path), CANDLES)["volume"].to_pylist()
+    closed = dict(zip(opened(Layout(tmp_path)), volumes, strict=True))
+    assert all(max(seen) <= closed[at] for at, seen in found.items())
+    assert read_forming(Layout(tmp_path), CANDLES) is None
 
 
 def test_an_announced_shutdown_loses_nothing(tmp_path: Path, sandbox: Sandbox) -> None:

@@ -17,12 +17,15 @@ import uvicorn
 from starlette.testclient import TestClient
 
 import market_data_pipeline.server
+from market_data_pipeline import clock
+from market_data_pipeline.lake.feed_status import write_status
 from market_data_pipeline.model.day import FAILED, DayRecord
 from market_data_pipeline.model.findings import Finding, Severity, Verdict
 from market_data_pipeline.server.app import build_app
 from market_data_pipeline.settings import Settings, load_settings
 from market_data_pipeline_tests.server.conftest import KEY, WITH_KEY
 from market_data_pipeline_tests.support.browser import Page, chromium_path, opened_page
+from market_data_pipeline_tests.support.live_server import HOURS, candle, live_server
 from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
 
 STATIC = Path(market_data_pipeline.server.__file__).with_name("static")
@@ -306,6 +309,37 @@ def test_impossible_interval_is_named_in_words(page: Page, address: str) -> None
     page.until("!document.querySelector('#chart-problem').hidden")
     assert "7m" in shown(page, "#chart-problem")
     page.errors[:] = [one for one in page.errors if "404" not in one]
+
+
+@WITH_CHROMIUM
+@pytest.mark.slow
+def test_open_candle_moves_with_the_feed(tmp_path: Path) -> None:
+    """The chart and the table follow the streams, and the page polls no candles meanwhile."""
+    lake = SmallLake(tmp_path / "data")
+    lake.put(HOURS, [TODAY - timedelta(days=n) for n in range(3, 0, -1)])
+    with live_server(lake) as server, opened_page(tmp_path / "profile") as page:
+        server.stored(24)
+        opened = candle().open_us
+        closed = {"last_closed": f"{clock.naive_from_us(opened - HOURS.step).isoformat()}Z"}
+        write_status(lake.layout, {"updated_at": clock.now().isoformat(), "series": {str(HOURS): closed}})
+        page.size(1280, 900)
+        page.open(f"{server.url}#candles=spot/klines/BTCUSDT/1h")
+        page.until(READY)
+        server.followed()
+        server.hub.publish([candle(close=1234.5)])
+        page.until("document.querySelector('#readout').innerText.includes('1,234.5')")
+        assert "forming" in shown(page, "#readout")
+        before = len(page.requests)
+        server.hub.publish([candle(close=4321.5), candle(close=5432.5, closed=True)])
+        page.until("document.querySelector('#readout').innerText.includes('5,432.5')")
+        assert "live" in shown(page, "#readout")
+        assert [one for one in page.requests[before:] if "/market/candles/" in one] == []
+        assert "live" in shown(page, "#series")
+        asked = "performance.getEntriesByType('resource').filter(one => one.name.endsWith('/system/series')).length"
+        count = page.value(asked)
+        server.hub.ended()  # and so it polls again
+        page.until(f"{asked} > {count}")
+        assert page.errors == []
 
 
 @WITH_CHROMIUM

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from market_data_pipeline import clock
 from market_data_pipeline.lake.feed_status import write_status
+from market_data_pipeline.lake.forming_candles import FormingCandle, FormingWriter
 from market_data_pipeline.lake.live_rows import LiveWriter
 from market_data_pipeline_tests.support.live_world import live_rows_of
 from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
@@ -62,6 +63,85 @@ def test_pages_of_live_rows_are_the_whole(client: TestClient, writer: LiveWriter
             break
         token = {"page_token": answer["next_page_token"]}
     assert found == [20, 21, 22, 23, 0, 1, 2, 3, 4, 5]
+
+
+# --- open candles -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forming(lake: SmallLake, writer: LiveWriter) -> Iterator[FormingWriter]:
+    """A feed that runs, and whose candle of 06:00 is open."""
+    with FormingWriter(lake.layout, [KEY]) as forming:
+        forming.put(open_candle(5.0))
+        forming.beat()
+        yield forming
+
+
+def open_candle(close: float, hour: int = 6) -> FormingCandle:
+    opened = clock.day_start_us(DAY) + hour * 3_600_000_000
+    values = (opened, 5.0, 9.0, 1.0, close, 1.0, opened + 3_600_000_000 - 1, 1.0, 1, 1.0, 1.0)
+    return FormingCandle(KEY, values, opened + int(close * 1_000_000))
+
+
+OPEN = {**SPAN, "end_time": "2024-02-10T12:00", "columns": "close", "include_forming": "true"}
+
+
+def test_the_open_candle_is_the_last_row_if_requested(client: TestClient, forming: FormingWriter) -> None:
+    answer = client.get(HOURS, params=OPEN)
+    assert answer.json()["columns"]["close"] == [0] * 10 + [5]
+    assert answer.json()["states"][-1] == {
+        "from": "2024-02-10T06:00:00Z",
+        "to": "2024-02-10T07:00:00Z",
+        "state": "forming",
+        "source": "live",
+        "as_of": "2024-02-10T06:00:05Z",
+    }
+    closed = client.get(HOURS, params={**OPEN, "include_forming": "false"}).json()
+    assert closed["columns"]["close"] == [0] * 10
+    assert closed["version"] == answer.json()["version"]
+    assert [span["state"] for span in closed["states"]] == ["final", "live"]
+    newest = client.get(HOURS, params={"limit": 2, "include_forming": "true", "end_time": "2024-02-10T12:00"})
+    assert newest.json()["columns"]["close"] == [0, 5]
+    composed = client.get(HOURS.replace("1h", "2h"), params=OPEN).json()
+    assert composed["columns"]["close"] == [0] * 5
+    rows = client.get("/api/v3/klines", params={"symbol": "BTCUSDT", "interval": "1h", "limit": 2}).json()
+    assert [float(row[1]) for row in rows] == [4, 5]
+
+
+def test_each_state_of_the_open_candle_is_a_new_answer(client: TestClient, forming: FormingWriter) -> None:
+    before = client.get(HOURS, params=OPEN)
+    assert "max-age=0" in before.headers["cache-control"] or "max-age=1" in before.headers["cache-control"]
+    known = {"If-None-Match": before.headers["etag"]}
+    assert client.get(HOURS, params=OPEN, headers=known).status_code == 304
+    forming.put(open_candle(6.0))
+    after = client.get(HOURS, params=OPEN, headers=known)
+    assert (after.status_code, after.json()["columns"]["close"][-1]) == (200, 6)
+    forming.clear(KEY)
+    assert client.get(HOURS, params=OPEN).json()["columns"]["close"] == [0] * 10
+
+
+def test_the_open_candle_is_on_the_last_page(client: TestClient, forming: FormingWriter) -> None:
+    for limit in (1, 5, 10, 11, 12):
+        token: dict[str, str] = {}
+        found: list[float] = []
+        while True:
+            answer = client.get(HOURS, params={**OPEN, **token, "limit": limit}).json()
+            found += answer["columns"]["close"]
+            assert ("forming" in str(answer["states"])) == (found[-1] == 5)
+            if answer["next_page_token"] is None:
+                break
+            token = {"page_token": answer["next_page_token"]}
+        assert found == [0] * 10 + [5]
+
+
+def test_an_open_candle_that_closed_is_a_row(client: TestClient, forming: FormingWriter, writer: LiveWriter) -> None:
+    writer.append(KEY, live_rows_of(day_table(KEY, DAY, version=3).slice(6, 1), KEY))
+    answer = client.get(HOURS, params=OPEN).json()
+    assert answer["columns"]["close"] == [0] * 10 + [3]
+    assert [span["state"] for span in answer["states"]] == ["final", "live"]
+    writer.append(KEY, live_rows_of(day_table(KEY, DAY, version=3).slice(8, 1), KEY))
+    forming.put(open_candle(4.0, hour=7))  # and one whose close is missing, with a later row
+    assert client.get(HOURS, params=OPEN).json()["columns"]["close"] == [0] * 10 + [3, 3]
 
 
 def test_ready_checks_the_heartbeat_of_a_feed(client: TestClient, lake: SmallLake) -> None:

@@ -30,12 +30,12 @@ export class Candles {
   /** Load the newest page; if candles are loaded already, its newest part alone. Return true if something changed. */
   async newest() {
     const page = await this.#get({ limit: this.rows.size ? NEWEST : PAGE })
-    if (page.version === this.version && page.start === this.versionStart) return false
+    const version = [page.version, page.start, page.states.at(-1)?.as_of].join()  // an open candle has no version
+    if (version === this.version) return false
     if (this.rows.size && !this.#touches(page)) this.clear()
     this.#replace(page)
     this.atNewest = true
-    this.version = page.version
-    this.versionStart = page.start
+    this.version = version
     return true
   }
 
@@ -73,6 +73,17 @@ export class Candles {
     }
   }
 
+  /** Take a candle of the stream. Return false if it does not follow the loaded ones. */
+  take(row) {
+    const from = row.open_time / 1e6, to = from + this.step
+    if (!this.atNewest || from < this.from || from > this.until) return false
+    this.rows.set(from, { time: from, open: row.open, high: row.high, low: row.low, close: row.close, volume: row.volume })
+    this.missing = outside(this.missing, from, to)
+    this.states = joined(outside(this.states, from, to), [{ from: isoOf(from), to: isoOf(to), state: row.state, source: 'live' }], 'state')
+    this.until = Math.max(this.until, to)
+    return true
+  }
+
   /** Return the rows and the empty slots of missing ranges, oldest first. Long ranges have fewer slots than candles. */
   series() {
     const rows = [...this.rows.values()].sort((a, b) => a.time - b.time)
@@ -90,7 +101,7 @@ export class Candles {
     return slots.size ? [...rows, ...slots.values()].sort((a, b) => a.time - b.time) : rows
   }
 
-  /** Return the state of a candle: missing, final, provisional or live. */
+  /** Return the state of a candle: missing, final, provisional, live or forming. */
   stateAt(time) {
     const end = time + this.step
     if (this.missing.some(span => span.from < end && span.to > time)) return this.rows.has(time) ? 'incomplete' : 'missing'

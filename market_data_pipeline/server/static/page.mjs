@@ -1,6 +1,6 @@
 // The page: what is chosen, what is loaded when, and the tables. Text reaches the page as text, never as HTML.
 
-import { Problem, get, setKey } from './api.mjs'
+import { Problem, events, get, setKey } from './api.mjs'
 import { Calendar } from './calendar.mjs'
 import { CandleChart } from './chart.mjs'
 import { Candles } from './candles.mjs'
@@ -35,6 +35,8 @@ let health = null
 let candles = null
 let calendarOf = null
 let loading = false
+let hasStreams = false
+let streams = []
 
 const chart = new CandleChart($('chart'), { onEdge: direction => extend(direction), onReadout: readout })
 const calendar = new Calendar($('calendar'), {
@@ -147,6 +149,7 @@ async function showCandles(choice, at = null) {
     if (mine !== candles) return
     chart.draw(mine, { fresh: true, at })
     noted(mine)
+    follow()
   })
 }
 
@@ -207,6 +210,60 @@ function readout(row) {
     ...(row.volume == null ? [] : [el('span', {}, ...pair('Vol', compact(row.volume)))]),
     el('span', { className: `state ${row.state}` }, row.state),
   )
+}
+
+// --- streams -------------------------------------------------------------------------------------------------------
+
+/** Follow the candles that are shown, and how far each series reaches, while the page is visible. */
+function follow() {
+  const one = candles?.atNewest ? series.find(some => addressed(some) === addressed(candles.choice)) : null
+  const wanted = new Map()
+  if (hasStreams && !document.hidden) {
+    wanted.set(freshness, ['/api/v1/system/series/stream', {}])
+    if (one?.live) {
+      const path = [one.path, one.symbol, one.interval].map(encodeURIComponent).join('/')
+      wanted.set(candles, [`/api/v1/market/stream/${path}`, { market: one.market }])
+    }
+  }
+  streams = streams.filter(stream => wanted.has(stream.of) || stream.abort.abort())
+  for (const [of, [path, parameters]] of wanted) {
+    if (!streams.some(stream => stream.of === of)) listen(of, path, parameters)
+  }
+}
+
+/** Take the events of a stream until it ends. Then look at the server, which begins it again. */
+async function listen(of, path, parameters) {
+  const mine = { of, abort: new AbortController() }
+  streams.push(mine)
+  try {
+    for await (const { name, data } of events(path, parameters, mine.abort.signal)) {
+      if (name === 'series') freshness(data)
+      if (name === 'candle' && of === candles && !loading) {
+        if (!of.take(data)) break
+        chart.draw(of)
+      }
+    }
+  } catch (error) {
+    if (error.name !== 'AbortError' && !(error instanceof Problem)) throw error
+  }
+  if (mine.abort.signal.aborted) return
+  mine.abort.abort()
+  streams = streams.filter(stream => stream !== mine)
+  later(POLL)
+}
+
+/** Take the newest moments of series. */
+function freshness({ as_of: asOf, until }) {
+  for (const one of series) {
+    const moment = until[addressed(one)]
+    if (moment) Object.assign(one, { until: moment, state: 'live', days_behind: 0 })
+  }
+  showUpdated(seconds(asOf))
+}
+
+function showUpdated(asOf) {
+  $('updated').textContent = `Updated ${moment(asOf, { precise: true })} UTC`
+  showSeries(asOf)
 }
 
 // --- calendar -------------------------------------------------------------------------------------------------------
@@ -330,6 +387,8 @@ async function attempt(target, work) {
 }
 
 let healthAt = -Infinity
+let next = null
+let polling = false
 
 async function refresh() {
   const first = !series.length
@@ -338,8 +397,7 @@ async function refresh() {
   $('key-form').hidden = true
   const asOf = seconds(found.as_of)
   $('tile-series').textContent = count(series.length)
-  $('updated').textContent = `Updated ${moment(asOf, { precise: true })} UTC`
-  showSeries(asOf)
+  showUpdated(asOf)
   $('live').hidden = false
   $('live').textContent = found.live ? 'live' : 'no live feed'
   $('live').className = found.live ? 'chip on' : 'chip'
@@ -356,6 +414,8 @@ async function refresh() {
       }
     })
   }
+  hasStreams = found.streams
+  follow()
   showRequests(await get('/api/v1/system/cache-stats'))
   if (performance.now() - healthAt > HEALTH) {
     health = await get('/api/v1/system/data-health')
@@ -366,11 +426,20 @@ async function refresh() {
 }
 
 async function poll() {
-  if (!document.hidden) {
+  if (polling) return
+  polling = true
+  if (document.hidden) follow()
+  else {
     const done = await attempt($('problem'), refresh)
     document.documentElement.dataset.loaded = done ? 'yes' : 'no'
   }
-  setTimeout(poll, POLL)
+  polling = false
+  later(streams.length ? HEALTH : POLL)
+}
+
+function later(pause) {
+  clearTimeout(next)
+  next = setTimeout(poll, pause)
 }
 
 for (const id of ['market', 'symbol', 'kind', 'interval']) $(id).addEventListener('change', picked)
@@ -397,6 +466,7 @@ $('key-form').addEventListener('submit', event => {
   setKey($('key').value)
   attempt($('problem'), refresh)
 })
+document.addEventListener('visibilitychange', poll)
 addEventListener('hashchange', () => {
   if (!location.hash.includes('candles=')) return  // a link inside the page
   const wanted = chosenInUrl()

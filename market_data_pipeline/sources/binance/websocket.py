@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
+from market_data_pipeline.model.binance_dialect import stream_name
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
 
 MOST_STREAMS: Mapping[Market, int] = {Market.SPOT: 1_024, Market.UM: 1_024, Market.CM: 200}
@@ -45,9 +46,11 @@ class CandleEvent(msgspec.Struct, frozen=True, gc=False):
     first_id: int
     last_id: int
     values: tuple[float | int, ...]
-    """In the order of the lake's columns, without labels. Empty for a candle that is not closed."""
+    """In the order of the lake's columns, without labels."""
     units: tuple[int, ...]
-    """o, h, l, c, v, q, V, Q in units of 1e-8, for exact comparison. Empty for a candle that is not closed."""
+    """o, h, l, c, v, q, V, Q in units of 1e-8, for exact comparison."""
+    texts: tuple[str, ...] = ()
+    """The same as the exchange wrote them."""
 
 
 class TradeEvent(msgspec.Struct, frozen=True, gc=False):
@@ -66,6 +69,8 @@ class TradeEvent(msgspec.Struct, frozen=True, gc=False):
     is_buyer_maker: bool
     values: tuple[float | int | bool, ...]
     """In the order of the lake's columns, without labels."""
+    texts: tuple[str, ...] = ()
+    """Price and quantity as the exchange wrote them. Empty if they come from REST."""
 
 
 class MarkPriceEvent(msgspec.Struct, frozen=True, gc=False):
@@ -145,22 +150,6 @@ class _Reply(msgspec.Struct, gc=False):
     error: Any = None
 
 
-def stream_name(key: SeriesKey) -> str | None:
-    """Return the name of the stream of a series. None if the series has no stream of closed rows.
-
-    >>> stream_name(SeriesKey("binance", Market.UM, DataType.KLINES, "BTCUSDT", "1m"))
-    'btcusdt@kline_1m'
-    """
-    symbol = key.symbol.lower()
-    if key.data_type is DataType.KLINES:
-        return f"{symbol}@kline_{key.interval}"
-    if key.data_type is DataType.AGG_TRADES:
-        return f"{symbol}@aggTrade"
-    if key.data_type is DataType.MARK_PRICE_KLINES:
-        return f"{symbol}@markPrice@1s"
-    return None
-
-
 class StreamDecoder:
     """Decoder of the messages of one market's combined streams.
 
@@ -230,6 +219,7 @@ class StreamDecoder:
             quantity,
             data.m,
             (*values, True) if self._spot else values,
+            (data.p, data.q),
         )
 
     def _candle(self, key: SeriesKey, event_us: int, k: _K) -> CandleEvent:
@@ -237,11 +227,8 @@ class StreamDecoder:
         _time(opened)
         if k.i != key.interval or k.s != key.symbol or opened % step or k.T * self._unit != opened + step - self._unit:
             raise UnreadableError(f"a candle of {k.i[:20]!r} from {k.t} to {k.T} is none of {key}")
-        if not k.x:
-            return CandleEvent(key, event_us, opened, False, k.f, k.L, (), ())
-        exact = o, h, low, c, v, q, taker, taker_q = tuple(
-            units(text) for text in (k.o, k.h, k.l, k.c, k.v, k.q, k.V, k.Q)
-        )
+        texts = (k.o, k.h, k.l, k.c, k.v, k.q, k.V, k.Q)
+        exact = o, h, low, c, v, q, taker, taker_q = tuple(units(text) for text in texts)
         if not (
             low <= o <= h
             and low <= c <= h
@@ -253,7 +240,7 @@ class StreamDecoder:
             raise UnreadableError(f"the values of a candle of {key} contradict each other")
         numbers = (float(k.o), float(k.h), float(k.l), float(k.c), float(k.v))
         rest = (k.T * self._unit, float(k.q), k.n, float(k.V), float(k.Q))
-        return CandleEvent(key, event_us, opened, True, k.f, k.L, (opened, *numbers, *rest), exact)
+        return CandleEvent(key, event_us, opened, k.x, k.f, k.L, (opened, *numbers, *rest), exact, texts)
 
 
 def units(text: str) -> int:

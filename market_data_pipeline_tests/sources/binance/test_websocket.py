@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from market_data_pipeline.model.binance_dialect import stream_name
 from market_data_pipeline.model.series import EXCHANGE, DataType, Market, SeriesKey
 from market_data_pipeline.sources.binance.websocket import (
     CandleEvent,
@@ -21,7 +22,6 @@ from market_data_pipeline.sources.binance.websocket import (
     StreamEvent,
     TradeEvent,
     UnreadableError,
-    stream_name,
     units,
 )
 
