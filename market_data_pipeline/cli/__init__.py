@@ -112,7 +112,7 @@ def _keep_examples(command: click.Command) -> None:
 _GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Get data": (add, plan_command, sync, backfill, import_command, remove_command),
     "Look at data": (status, coverage, report, sql, universe),
-    "Hand on data": (export_command, push_command, publish_command, copy_command),
+    "Share data": (export_command, push_command, publish_command, copy_command),
     "Check and repair": (verify, reconcile, quarantine, compact_command, retain_command, prune_command, doctor),
     "Run": (serve_command, live, ui, worker, mcp, demo, sandbox),
 }

@@ -43,10 +43,10 @@ def copy_command(target: str, local_dir: Path | None) -> None:
     with progress_bar(len(known_series(source)), "series", "copying", console) as bar:
         report = copy_lake(source, Layout(copied.root), wait_seconds=wait, on_progress=lambda: bar(1))
     publish_catalog(Layout(copied.root))
-    kept = f" {counted(report.kept, 'day')} of the copy are newer and stay." if report.kept else ""
+    newer = f" {counted(report.newer, 'day')} of the copy are newer and stay." if report.newer else ""
     console.print(
         f"{counted(report.files, 'file')} with {in_bytes(report.bytes)} copied to {copied.root}. "
-        f"{counted(report.there, 'day')} were there before.{kept}"
+        f"{counted(report.there, 'day')} were there before.{newer}"
     )
     for trouble in report.troubles.values():
         console.print(trouble)

@@ -31,6 +31,7 @@ from pyiceberg.table.update import AddSchemaUpdate, SetCurrentSchemaUpdate
 from market_data_pipeline.errors import EnvironmentFaultError, UsageError
 from market_data_pipeline.iceberg.tables import TableForm
 from market_data_pipeline.lake.layout import Layout
+from market_data_pipeline.model.places import is_object
 from market_data_pipeline.settings import Settings
 
 CATALOG = "market_data"
@@ -40,6 +41,20 @@ _FILE_IO = "market_data_pipeline.iceberg.file_io.DurableFileIO"
 
 # Iceberg has no dictionary type, and pyiceberg warns once for each file.
 logging.getLogger("pyiceberg.io.pyarrow").setLevel(logging.ERROR)
+
+
+def layout_of_tables(settings: Settings) -> Layout:
+    """Return the layout of the lake.
+
+    Raises:
+        UsageError: The lake is in a bucket. The links to its files need a folder.
+    """
+    if is_object(settings.root):
+        raise UsageError(
+            f"{settings.root} is a bucket, and Iceberg tables are made of a lake in a folder. Copy it, and publish the "
+            "copy: `market-data copy DIR`."
+        )
+    return Layout(settings.root)
 
 
 @contextmanager
@@ -53,7 +68,7 @@ def opened_catalog(settings: Settings) -> Iterator[Catalog]:
         UsageError: The setting or the path of the data folder cannot be used.
         EnvironmentFaultError: The catalog does not answer.
     """
-    layout = Layout(settings.root)
+    layout = layout_of_tables(settings)
     if set("#?%") & set(str(layout.iceberg)):
         raise UsageError(f"Iceberg needs a data folder without #, ? and %: {layout.iceberg} is a part of each address.")
     uri = settings.iceberg_catalog or f"sqlite:///{layout.iceberg}/catalog.db"

@@ -24,7 +24,13 @@ from pyiceberg.table import Table
 
 from market_data_pipeline import __version__
 from market_data_pipeline.errors import DamagedFileError, EnvironmentFaultError
-from market_data_pipeline.iceberg.catalog import LOST_RACE, existing_table, opened_catalog, ready_table
+from market_data_pipeline.iceberg.catalog import (
+    LOST_RACE,
+    existing_table,
+    layout_of_tables,
+    opened_catalog,
+    ready_table,
+)
 from market_data_pipeline.iceberg.commits import Change, Labels, Published, commit, labels_of_series, snapshot_id
 from market_data_pipeline.iceberg.data_files import (
     DataFiles,
@@ -110,7 +116,7 @@ def publish(
         EnvironmentFaultError: The catalog does not answer, or other publishes won each time.
         StorageError: A file cannot be written. The tables have their last published state.
     """
-    layout, report = Layout(settings.root), PublishReport()
+    layout, report = layout_of_tables(settings), PublishReport()
     by_table: dict[TableName, list[SeriesKey]] = {name: [] for name in tables}
     for key in known_series(layout) if only is None else only:
         if table_of(key) in by_table:

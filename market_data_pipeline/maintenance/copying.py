@@ -37,14 +37,14 @@ class CopyReport:
         files: Number of copied files.
         bytes: Their size.
         there: Number of days that the copy had already.
-        kept: Number of days of which the copy has a newer version, which stays.
+        newer: Number of days that have a newer version in the copy. It stays.
         troubles: Reason why a file or series was not copied, by name.
     """
 
     files: int = 0
     bytes: int = 0
     there: int = 0
-    kept: int = 0
+    newer: int = 0
     troubles: dict[str, str] = field(default_factory=dict)
 
 
@@ -121,7 +121,7 @@ class _SeriesCopy:
         is_newer = (row.final, row.fetched_at) > (ours.final, ours.fetched_at) if row.fetched_at else False
         if ours.fetched_at is None or is_newer:
             return True
-        self.report.kept += 1
+        self.report.newer += 1
         return False
 
     def _copy(self, file: DayFile, path: Path, rows: Mapping[date, DayRecord], ours: Ledger) -> None:

@@ -1,6 +1,6 @@
 """Files of a lake in a bucket, for DuckDB: it reads them through the store, under the lake's own names.
 
-DuckDB's own extension for S3 is not needed. Bytes that were just read are kept in memory, because DuckDB opens a file
+DuckDB's own extension for S3 is not needed. Bytes that were just read are cached, because DuckDB opens a file
 several times for one query.
 """
 

@@ -7,6 +7,7 @@ import pytest
 from market_data_pipeline.errors import EnvironmentFaultError, UsageError
 from market_data_pipeline.iceberg.catalog import opened_catalog
 from market_data_pipeline.iceberg.comparison import compare_tables
+from market_data_pipeline.model.places import place_of
 from market_data_pipeline_tests.iceberg.conftest import BTC, ETH, JANUARY, Lakehouse
 from market_data_pipeline_tests.support.rest_catalog import serve_catalog
 
@@ -29,6 +30,12 @@ def test_a_rest_catalog_has_the_same_tables(house: Lakehouse) -> None:
         with opened_catalog(house.settings) as catalog:
             assert catalog.list_tables("binance_spot") == [("binance_spot", "klines")]
     assert not (house.layout.iceberg / "catalog.db").exists()
+
+
+def test_a_lake_in_a_bucket_is_refused_in_words(house: Lakehouse) -> None:
+    house.settings = house.settings.model_copy(update={"dir": place_of("s3://lake/data")})
+    with pytest.raises(UsageError, match=r"s3://lake/data is a bucket, and Iceberg tables are made of"):
+        house.publish()
 
 
 def test_two_data_folders_do_not_write_one_table(house: Lakehouse) -> None:

@@ -25,7 +25,7 @@ from market_data_pipeline_tests.support.shell import MarketData, shell
 from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
 from market_data_pipeline_tests.support.world import World, days, klines
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("buckets")]
 
 BTC = klines("BTCUSDT", "1h")
 WANTED = days("2026-01-01", "2026-03-04")
@@ -170,7 +170,7 @@ def test_store_without_conditions_is_refused(tmp_path: Path, monkeypatch: pytest
         ("", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "does not answer. Check AWS_ENDPOINT_URL"),
         ("skew", {}, "the clock of this machine differs from the store's"),
         ("region", {}, "is in another region. Set AWS_REGION"),
-        ("503", {}, "asks for fewer requests"),
+        ("503", {}, "refuses so many requests"),
         ("cut", {}, "does not answer"),
     ],
     ids=["keys", "address", "skew", "region", "busy", "cut"],

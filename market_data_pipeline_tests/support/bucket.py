@@ -68,8 +68,8 @@ def seaweed(folder: Path) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     url = f"http://127.0.0.1:{ports['s3']}"
     try:
-        until(lambda: process.poll() is not None or _answers(f"{url}/lake"), "SeaweedFS", 120)
-        until(lambda: _stores(url), "a volume of SeaweedFS", 120)
+        until(lambda: process.poll() is not None or (_answers(f"{url}/lake") and _stores(url)), "SeaweedFS", 900)
+        assert process.poll() is None, "SeaweedFS ended"
         yield url
     finally:
         process.send_signal(signal.SIGKILL)
@@ -98,7 +98,7 @@ def rclone(folder: Path) -> Iterator[str]:
     command = [program, "serve", "s3", "--auth-key", "key,secret", "--addr", f"127.0.0.1:{port}", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{port}/lake"), "rclone", 60)
+        until(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{port}/lake"), "rclone", 900)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()

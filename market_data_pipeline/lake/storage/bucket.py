@@ -187,7 +187,7 @@ class Bucket:
         self._asked("put", source, lambda: obstore.copy(self._store, source, to))
 
     def check_conditions(self, folder: str) -> None:
-        """Write an object on conditions that do not hold, to see that the store refuses.
+        """Write an object on conditions that are false, to see that the store refuses.
 
         Raises:
             StorageError: The store ignores conditions, so two writers would overwrite each other.
@@ -265,12 +265,12 @@ _CAUSES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("AccessDenied", "403 Forbidden", "privileges"),
-        "the keys may not do that in the bucket {bucket}. Allow them to get, put, list and delete objects.",
+        "the keys may not do that in the bucket {bucket}. Allow them to read, write, list and delete objects.",
     ),
     (
         ("SlowDown", "503 Service Unavailable", "429 Too Many"),
         (
-            "the store at {endpoint} asks for fewer requests, also after pauses. Start again later, with fewer runs "
+            "the store at {endpoint} refuses so many requests, also after pauses. Start again later, with fewer runs "
             "at the same time."
         ),
     ),

@@ -58,7 +58,7 @@ _LISTED_WHOLE = {*_SMALL_AREAS, "ledger"}
 """Parts of a lake that one request or two list as a whole."""
 _MOST_TAGS = 10_000
 _MOST_KEPT = 64
-"""Tables of which the bytes are kept for the next second."""
+"""Tables whose bytes are cached for the next second."""
 _FILE_SUFFIXES = {".parquet", ".json", ".lock", ".duckdb", ".signature", ".zip", ".damaged"}
 _TRIES = 5
 _CHECK_EVERY_SECONDS = 86_400
@@ -267,7 +267,7 @@ class Objects:
         return any(prefix.startswith(one) and now < until for one, (until, _) in list(self._trees.items()))
 
     def _kept(self, prefix: str, pages: Iterable[list[StoredObject]], at: float, first: str = "") -> _Folder:
-        """Keep the files of a listing, and return those of a folder."""
+        """Cache the files of a listing, and return those of a folder."""
         found = {one: _Folder(at, first) for one in _twins(prefix)}
         for page in pages:
             for stored in page:
@@ -580,7 +580,7 @@ class Objects:
         )
 
     def _check(self, path: Path) -> None:
-        """Check once a day on each machine that the store keeps conditions."""
+        """Check once a day on each machine that the store honors conditions."""
         root = lake_of(path)
         if str(root) in self._checked:
             return
@@ -600,7 +600,7 @@ class _Bytes(io.BytesIO, io.RawIOBase):
 
 
 class _Ranges(io.RawIOBase):
-    """A file of which parts are read, one request each."""
+    """A file whose parts are read, one request each."""
 
     def __init__(self, bucket: Bucket, stored: StoredObject) -> None:
         self._bucket, self._stored, self._at = bucket, stored, 0
@@ -715,5 +715,5 @@ def objects_of(path: ObjectPath) -> Objects:
 
 
 def forget_connections() -> None:
-    """Open buckets anew, with the variables that are set now."""
+    """Open buckets again, with the variables that are set now."""
     _open.clear()
