@@ -148,7 +148,7 @@ def ingest_single_trades(archives: Archives, work: Path) -> list[Row]:
     def speeds(key: SeriesKey) -> list[float]:
         size = sum(_csv_size(mirror / path) for path in days_of(key, week))
         runs = _ingests(mirror, key, week, work / key.data_type, times)
-        return [size / 1e6 / run.cost.cpu_seconds for run in runs]
+        return [size / 1e6 / max(run.cost.cpu_seconds, 0.01) for run in runs]
 
     joined, single = speeds(archives.trade_series), speeds(archives.single_series)
     return [

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 SCHEME = "s3://"
 _DRIVE = "s3:"
+LOCKS = "locks"
+"""Folder on this machine for the locks of a lake in a bucket."""
+
 _LOCAL: dict[str, Path] = {}
 """The folder on this machine for each lake in a bucket."""
 

@@ -6,6 +6,7 @@ import os
 import threading
 from pathlib import Path
 
+from market_data_pipeline.model.places import LOCKS, is_object, local_of
 from market_data_pipeline.settings import PREFIX, load_settings
 from market_data_pipeline.team.session import TeamSession
 
@@ -31,9 +32,14 @@ def current_team() -> TeamSession | None:
 
 
 def team_name(path: Path) -> str | None:
-    """Return the name of a file of the lake that is equal on all hosts. None if it is outside of the data folder."""
+    """Return the name of a file of the lake that is equal on all hosts. None if it is outside of the lake.
+
+    The locks of a lake in a bucket are files on this machine (``lake/storage/objects.py``). They have the lake's names.
+    """
     _, root = _settings()
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
+    places = (root, local_of(root) / LOCKS) if is_object(root) else (root,)
+    inside = ("/".join(path.relative_to(place).parts) for place in places if path.is_relative_to(place))
+    return next(inside, None)
 
 
 def leave_team() -> None:

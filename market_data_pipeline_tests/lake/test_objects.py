@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import urllib.request
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from market_data_pipeline.errors import MarketDataError, SeriesBusyError, StorageError
 from market_data_pipeline.lake import storage
@@ -31,13 +29,8 @@ FIRST = date(2024, 1, 1)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    url = f"http://127.0.0.1:{port}"
-    urllib.request.urlopen(urllib.request.Request(f"{url}/lake", method="PUT")).close()
-    yield url
-    server.stop()
+    with buckets.moto() as url:
+        yield url
 
 
 @pytest.fixture

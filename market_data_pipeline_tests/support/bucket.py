@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import obstore
 import pytest
+from moto.server import ThreadedMotoServer
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
@@ -85,6 +86,18 @@ def _stores(url: str) -> bool:
     except BaseError:
         return False
     return True
+
+
+@contextmanager
+def moto() -> Iterator[str]:
+    """The address of an S3 in this process, with the bucket ``lake``."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    url = f"http://127.0.0.1:{port}"
+    urllib.request.urlopen(urllib.request.Request(f"{url}/lake", method="PUT")).close()
+    yield url
+    server.stop()
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from market_data_pipeline.lake.storage.bucket import PAGE_OBJECTS, Bucket, Condi
 from market_data_pipeline.lake.storage.disk import Disk
 from market_data_pipeline.lake.storage.protocol import ABSENT, DAYS, Named
 from market_data_pipeline.model.day import FileStat
-from market_data_pipeline.model.places import ObjectPath, lake_of, local_of
+from market_data_pipeline.model.places import LOCKS, ObjectPath, lake_of, local_of
 from market_data_pipeline.model.waits import Stop
 
 _FRESH_SECONDS = 2.0
@@ -532,7 +532,7 @@ class Objects:
         """Become the only writer on this machine, and take a token that writers before have not."""
         root = lake_of(lock)
         parts = lock.relative_to(root).parts
-        with Disk.only_writer(local_of(root).joinpath("locks", *parts), wait_seconds, what, stop):
+        with Disk.only_writer(local_of(root).joinpath(LOCKS, *parts), wait_seconds, what, stop):
             if parts[0] != "ledger":
                 yield
                 return
