@@ -26,7 +26,9 @@ class ObjectPath(_Pure):
     __slots__ = ()
 
     def __str__(self) -> str:
-        return SCHEME + "/".join(self.parts[1:])
+        if self.parts[:1] == (_DRIVE,):
+            return SCHEME + "/".join(self.parts[1:])
+        return "/".join(self.parts)  # relative to another one
 
     def __fspath__(self) -> str:
         raise TypeError(f"{self} is not on a disk")

@@ -38,7 +38,7 @@ def team_name(path: Path) -> str | None:
     """
     _, root = _settings()
     places = (root, local_of(root) / LOCKS) if is_object(root) else (root,)
-    inside = ("/".join(path.relative_to(place).parts) for place in places if path.is_relative_to(place))
+    inside = (path.relative_to(place).as_posix() for place in places if path.is_relative_to(place))
     return next(inside, None)
 
 

@@ -202,6 +202,7 @@ def test_dir_needs_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_object_paths_are_no_files() -> None:
     path = place_of("s3://lake/a") / "b.parquet"
     assert str(path) == "s3://lake/a/b.parquet"
+    assert str(path.relative_to(place_of("s3://lake"))) == "a/b.parquet"
     assert path.with_suffix(".lock").name == "b.lock"
     with pytest.raises(TypeError, match="is not on a disk"):
         open(path)  # noqa: PTH123, SIM115
