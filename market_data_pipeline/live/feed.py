@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from websockets.exceptions import WebSocketException
@@ -34,7 +35,7 @@ from market_data_pipeline.model.binance_dialect import stream_name
 from market_data_pipeline.model.datasets import MARKETS
 from market_data_pipeline.model.live_updates import LiveListener, LiveUpdate
 from market_data_pipeline.model.series import DataType, Market, SeriesKey, interval_us
-from market_data_pipeline.model.waits import Stop
+from market_data_pipeline.model.waits import Stop, StoppedError
 from market_data_pipeline.settings import Settings
 from market_data_pipeline.sources.binance.websocket import (
     MOST_STREAMS,
@@ -158,13 +159,28 @@ class Feed:
             for key in self._keys:
                 for day in live_days(self._layout, key)[:-1]:
                     writer.release(key, day)
-                for found in await asyncio.to_thread(_evicted, self._layout, key):
+                for found in await asyncio.to_thread(_cancelled_at_the_end(partial(_evicted, self._layout, key))):
                     if found.changed or found.missing:
                         logger.warning(
                             "%s %s: the archive changed %s of %s live rows and does not have %s.",
                             *(found.series, found.day, found.changed, found.rows, found.missing),
                         )
             await asyncio.sleep(_EVICTION_SECONDS)
+
+
+def _cancelled_at_the_end(work: Callable[[], Any]) -> Callable[[], Any]:
+    """Return work whose task is canceled if the end of the process cuts a wait of it.
+
+    The error of such a wait is a KeyboardInterrupt. In a task, it would end the loop before the others have ended.
+    """
+
+    def result() -> Any:
+        try:
+            return work()
+        except StoppedError as error:
+            raise asyncio.CancelledError from error
+
+    return result
 
 
 def _evicted(layout: Layout, key: SeriesKey) -> list[LiveComparison]:
@@ -430,7 +446,7 @@ class _Market:
         self._do(effects)
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _cancelled_at_the_end(work))
 
     # --- status ----------------------------------------------------------------------------------------------
 
