@@ -66,6 +66,7 @@ OTHER_FILES = {
     "imports/old_rows.py": "files of older caches",
     "imports/old_series.py": "files of older caches",
     "imports/run.py": "files of older caches",
+    "lake/forming_candles.py": "open candles, on this machine",
     "lake/live_eviction.py": "live rows, on this machine",
     "lake/live_rows.py": "live rows, on this machine",
     "lake/locks.py": "locks, on this machine",
@@ -101,7 +102,7 @@ def is_access(call: ast.Call) -> bool:
             owner = ast.unparse(value)
             if owner in OF_MODULES:
                 return name in OF_MODULES[owner]
-            return owner != "storage" and name in OF_PATHS and not first.startswith("pa.BufferReader(")
+            return owner not in ("storage", "hub") and name in OF_PATHS and not first.startswith("pa.BufferReader(")
     return False
 
 
