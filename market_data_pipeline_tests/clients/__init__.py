@@ -17,14 +17,20 @@ HERE = Path(__file__).parent
 PROJECT_ROOT = HERE.parents[1]
 
 
+def python_of(tool: str) -> Path:
+    """Return the interpreter of a tool. Skips the test if the tool is not installed."""
+    environment = PROJECT_ROOT / f".venv-clients-{tool}"
+    if not (environment / ".installed").exists():
+        pytest.skip(f"{tool} is not installed; `make test-clients` installs it and runs this test")
+    return environment / "bin" / "python"
+
+
 def run_client(tool: str, script: str, *arguments: str, seconds: float = 300) -> Any:
     """Run a script of this folder with the interpreter of a tool. Return the JSON of its last line on stdout.
 
     Skips the test if the tool is not installed.
     """
-    python = PROJECT_ROOT / f".venv-clients-{tool}" / "bin" / "python"
-    if not (python.parent.parent / ".installed").exists():
-        pytest.skip(f"{tool} is not installed; `make test-clients` installs it and runs this test")
+    python = python_of(tool)
     command = [str(python), "-I", str(HERE / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, done.stderr

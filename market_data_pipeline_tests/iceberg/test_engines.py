@@ -11,7 +11,7 @@ import pytest
 from market_data_pipeline.iceberg.comparison import summed_column, totals_in_lake
 from market_data_pipeline.iceberg.tables import table_of
 from market_data_pipeline.lake.closed_months import close_months, remove_closed_days
-from market_data_pipeline_tests.clients import run_client
+from market_data_pipeline_tests.clients import python_of, run_client
 from market_data_pipeline_tests.iceberg.conftest import BTC, ETH, JANUARY, Lakehouse
 from market_data_pipeline_tests.support.small_lake import series
 
@@ -54,6 +54,7 @@ def test_an_engine_reads_the_rows_and_sums_of_the_lake(engine: str, published: L
 
 def test_of_200_swaps_no_reader_sees_none_or_both(tmp_path_factory: pytest.TempPathFactory) -> None:
     """pyiceberg reads by the catalog in this process, DuckDB by the folder in another one."""
+    python_of("iceberg")
     house = Lakehouse(tmp_path_factory.mktemp("swaps") / "data")
     house.put(BTC, JANUARY[:3])
     house.publish()

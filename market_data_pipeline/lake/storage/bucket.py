@@ -47,7 +47,7 @@ class StoredObject(NamedTuple):
     etag: str
 
 
-class ConditionError(StorageError):
+class ConditionError(Exception):
     """A conditional write was refused: another process wrote the object."""
 
 
@@ -136,7 +136,7 @@ class Bucket:
                 return self._asked("put", name, written)
             except FileNotFoundError as error:  # the object of `if_match` was removed
                 raise ConditionError(f"Another process has removed s3://{self.name}/{name}.") from error
-            except StorageError as error:
+            except (StorageError, ConditionError) as error:
                 if mode == "overwrite":
                     raise
                 with suppress(FileNotFoundError):
