@@ -3,13 +3,15 @@
 # No `from __future__ import annotations`: Dagster reads the annotation of `context` itself, not its text.
 
 import multiprocessing
+import os
 import shutil
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,17 @@ FORK = multiprocessing.get_context("fork")
 APART = multiprocessing.get_context("forkserver")
 """Processes that inherit nothing of this one. The first imports Dagster for all."""
 APART.set_forkserver_preload([__name__])
+
+
+def apart(target: Callable[..., None], *given: object) -> ForkServerProcess:
+    """A process with the environment of this moment. The server that forks it has that of its own start."""
+    return APART.Process(target=_in_environment, args=(dict(os.environ), target, *given))
+
+
+def _in_environment(variables: dict[str, str], target: Callable[..., None], *given: object) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    target(*given)
 
 
 BOTH = pytest.mark.parametrize(
@@ -186,7 +199,7 @@ def _report_in_another_process(root: Path, month: int) -> None:
 def test_two_processes_write_at_once_and_no_event_is_lost(layout: Layout) -> None:
     with open_instance(layout):
         pass
-    children = [APART.Process(target=_report_in_another_process, args=(layout.root, month)) for month in (1, 2)]
+    children = [apart(_report_in_another_process, layout.root, month) for month in (1, 2)]
     for child in children:
         child.start()
     for child in children:
@@ -426,7 +439,7 @@ def test_process_killed_while_writing_loses_no_earlier_run(layout: Layout) -> No
     finished: list[str] = []
     for _ in range(3):
         ours, theirs = APART.Pipe(duplex=False)
-        child = APART.Process(target=_run_until_killed, args=(layout.root, theirs))
+        child = apart(_run_until_killed, layout.root, theirs)
         child.start()
         theirs.close()
         finished += [ours.recv(), ours.recv()]
