@@ -230,11 +230,12 @@ class _Commit(_SnapshotProducer["_Commit"]):
             avro_compression=self._compression,
         )
 
+    # The producer's own `_manifests` calls these two. This one writes the manifests itself, so a call is a fault.
     def _existing_manifests(self) -> list[ManifestFile]:
-        raise NotImplementedError
+        raise AssertionError("this commit writes its manifests itself")
 
     def _deleted_entries(self) -> list[ManifestEntry]:
-        raise NotImplementedError
+        raise AssertionError("this commit writes its entries itself")
 
 
 def _by_time(entry: ManifestEntry) -> tuple[int, str]:

@@ -77,7 +77,7 @@ class PlacedFile:
 
 
 class DataFiles(Protocol):
-    """Where the data files of a table are. An object store whose names carry the hash needs no links."""
+    """Places of the data files of a table. An object store whose names carry the hash needs no links."""
 
     @property
     def location(self) -> str:

@@ -197,20 +197,7 @@ class EventAnswer(Response, ABC):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = self.client
-        tasks = [
-            asyncio.create_task(self._send(send)),
-            asyncio.create_task(_gone(receive)),
-            asyncio.create_task(client.ended.wait()),
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, Exception) and not isinstance(error, OSError):  # a client that is gone
-                raise error
+        await client.serve(self._send(send), _gone(receive))
         if client.ending is not None and (client.ending is Ending.SLOW or not await _said(client.ending, send)):
             transport = scope.get(TRANSPORT)
             if transport is not None:

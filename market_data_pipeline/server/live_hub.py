@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum
+from typing import Any
 
 from market_data_pipeline.model.live_updates import LiveUpdate
 from market_data_pipeline.model.series import SeriesKey
@@ -114,6 +115,19 @@ class LiveClient:
         if not self._waiting:
             self._ready.clear()
         return taken
+
+    async def serve(self, *work: Coroutine[Any, Any, object]) -> None:
+        """Do all of the work until a part of it ends, or this client does. An OSError means that its peer is gone."""
+        tasks = [asyncio.create_task(one) for one in (*work, self.ended.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in results:
+            if isinstance(error, Exception) and not isinstance(error, OSError):
+                raise error
 
     def close(self) -> None:
         """Leave the hub."""

@@ -262,8 +262,10 @@ def test_a_client_that_does_not_read_cannot_stay(server: LiveServer, monkeypatch
             return len(client._waiting) > 200
 
         until(is_blocked, "it is blocked", SECONDS, 0.1)
+        assert len(server.hub) == 1
         server.hub.ended()
         until(lambda: len(server.hub) == 0, "it is gone", SECONDS, 0.01)
+        assert TRADES not in server.hub._followers
 
 
 def test_a_stream_ends_with_the_feed(server: LiveServer) -> None:
@@ -279,8 +281,6 @@ def test_streams_are_counted_at_their_start(server: LiveServer) -> None:
         server.followed()
     until(lambda: len(server.hub) == 0, "the client is gone", SECONDS, 0.01)
 
-    def counted() -> bool:
-        with urlopen(f"{server.url}/metrics", timeout=SECONDS) as answer:
-            return 'route="/api/v1/market/stream/candles/{symbol}/{interval}",status="200"' in answer.read().decode()
-
-    until(counted, "the stream is counted", SECONDS)
+    with urlopen(f"{server.url}/metrics", timeout=SECONDS) as answer:
+        counted = answer.read().decode()
+    assert 'route="/api/v1/market/stream/candles/{symbol}/{interval}",status="200"' in counted

@@ -113,20 +113,7 @@ class BinanceSockets:
 
     async def _serve(self, socket: _Socket, receive: Receive, send: Send) -> None:
         client = socket.client
-        tasks = [
-            asyncio.create_task(self._listen(socket, receive, send)),
-            asyncio.create_task(self._send(socket, send)),
-            asyncio.create_task(client.ended.wait()),
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ended:
-            if isinstance(error, Exception) and not isinstance(error, OSError):  # a client that is gone
-                raise error
+        await client.serve(self._listen(socket, receive, send), self._send(socket, send))
         if client.ending is not None:
             await _close(client.ending, send)
 
