@@ -28,7 +28,7 @@ from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, 
 
 HOURS, MINUTES, TRADES = series("BTCUSDT", "1h"), series("BTCUSDT", "1m", "um"), series("BTCUSDT")
 PERPETUAL = series("BTCUSD_PERP", "1m", "cm")
-SECONDS = 60
+SECONDS = 600
 """Time in which something must arrive. It is long, because machines can be full."""
 
 
