@@ -31,7 +31,8 @@ class Settings(BaseSettings):
 
     dir: Path = Field(
         Path("data"),
-        description="The data folder: lake, ledgers, catalog and Dagster's records. Or `s3://bucket/prefix`.",
+        description="The data folder: lake, ledgers, catalog and Dagster's records. Or `s3://bucket/prefix`: then the "
+        "records are in `MARKET_DATA_LOCAL_DIR`.",
     )
     local_dir: Path = Field(
         Path("data"),

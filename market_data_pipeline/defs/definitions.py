@@ -73,7 +73,7 @@ def build_definitions(
     markets = list(dict.fromkeys(key.market for key in keys))
     coverage = [build_coverage_asset(market, settings, universe) for market in markets]
     snapshots = [build_exchange_info_asset(market, settings) for market in markets if MARKETS[market].has_rest]
-    tables = [build_iceberg_asset(market, settings) for market in markets if can_publish()]
+    tables = [build_iceberg_asset(market, settings) for market in markets if can_publish(settings)]
     jobs = build_jobs(keys, settings, [key for key in keys if universe.retained_from(key) is not None])
     streamed = [market for market in markets if settings.stream_url(market)]
     live_sensors = [build_live_sensor(streamed, settings)] if streamed else []

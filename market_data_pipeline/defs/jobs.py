@@ -77,7 +77,7 @@ def build_jobs(keys: Sequence[SeriesKey], settings: Settings, retained: Sequence
     markets = list(dict.fromkeys(key.market for key in keys))
     coverage = [coverage_key_of(market) for market in markets]
     snapshots = [exchange_info_key_of(market) for market in markets if MARKETS[market].has_rest]
-    tables = [iceberg_key_of(market) for market in markets if can_publish()]
+    tables = [iceberg_key_of(market) for market in markets if can_publish(settings)]
     rows = (
         (INGEST_ALL, [asset_key_of(key) for key in keys], "Fetch klines and aggTrades of all series, for a day."),
         (KLINES, assets_of(DataType.KLINES), "Fetch klines of all series, for a day."),

@@ -63,7 +63,8 @@ def run_worker(settings: Settings, name: str, queues: Sequence[str], slots: int)
         if found := _execute(run_id, Build(**launched_by), task.request.hostname):
             with dg.DagsterInstance.get() as instance:
                 run = instance.get_run_by_id(run_id)
-            app.send_task(TASK, args=[arguments, launched_by], task_id=run_id, queue=queue_of(run) if run else None)
+            if run is not None:  # else it was deleted
+                app.send_task(TASK, args=[arguments, launched_by], task_id=run_id, queue=queue_of(run))
             refusal.write_text(found, "utf-8")
             app.control.broadcast("shutdown", destination=[task.request.hostname])
 
@@ -109,7 +110,10 @@ def _execute(run_id: str, launched_by: Build, worker: str) -> str:
         if run is None or run.status not in _WAITING or team is None or team.is_held(lock_name(run_id)):
             logger.warning("The run %s was delivered again, or has ended. It is left out.", run_id)
             return ""
-        with heartbeat(instance, run_id):
+        with heartbeat(instance, run_id) as is_ours:
+            if not is_ours:  # it was delivered to another worker at the same moment
+                logger.warning("The run %s is executed by another worker. It is left out.", run_id)
+                return ""
             instance.report_engine_event(f"The worker {worker} has taken the run.", run)
             _execute_run_command_body(run_id, instance, lambda _: None, set_exit_code_on_failure=True)
     return ""

@@ -18,7 +18,7 @@ _HINT = "version-hint.text"
 
 
 def hint_files(metadata_location: str) -> tuple[str, ...]:
-    """Return the URIs of a hint and of the file that it names, for a metadata file. None if it has another form."""
+    """Return the URIs of a hint and of the file that it names, for a metadata file; empty if it has another form."""
     folder, _, name = metadata_location.rpartition("/")
     named = _VERSION.fullmatch(name)
     return (f"{folder}/v{int(named[1])}.metadata.json", f"{folder}/{_HINT}") if named else ()

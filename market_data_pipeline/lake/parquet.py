@@ -1,6 +1,6 @@
 """Parquet files of the lake: encode, write and read tables, with provenance in the footer.
 
-Paths belong to ``lake/layout.py``, atomic replacement to ``lake/storage.py``.
+Paths belong to ``lake/layout.py``, atomic replacement to ``lake/storage``.
 """
 
 from __future__ import annotations

@@ -94,8 +94,9 @@ class _Kept:
         if data is None:
             data, stat = storage.read(path)
             with self._lock:
+                replaced = self._files.pop((str(path), stat), b"")  # another thread has read it, too
                 self._files[str(path), stat] = data
-                self._bytes += len(data)
+                self._bytes += len(data) - len(replaced)
                 while self._bytes > _KEPT_BYTES:
                     self._bytes -= len(self._files.popitem(last=False)[1])
         return io.BytesIO(data)

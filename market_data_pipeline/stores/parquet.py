@@ -24,9 +24,10 @@ from market_data_pipeline.lake.live_rows import CLOSE_STATE, live_days, read_liv
 from market_data_pipeline.lake.partitions import day_files_between, stored_dates
 from market_data_pipeline.lake.reader import read_days
 from market_data_pipeline.model.day import FAILED, HELD, DayFile, DayRecord
-from market_data_pipeline.model.places import place_of
+from market_data_pipeline.model.places import is_object, place_of
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.model.series import DataType, SeriesKey
+from market_data_pipeline.settings import load_settings
 from market_data_pipeline.stores.base import RowState, SaveReport, Store
 from market_data_pipeline.stores.rows import (
     STATE,
@@ -75,7 +76,7 @@ class ParquetStore(Store):
     """
 
     def __init__(self, root: Path | str, *, include_live: bool = True, lock_wait_seconds: float = 60) -> None:
-        self._layout = Layout(place_of(root).expanduser().absolute())
+        self._layout = Layout(load_settings(dir=place_of(root)).root)
         self._include_live = include_live
         self._lock_wait = lock_wait_seconds
 
@@ -85,7 +86,7 @@ class ParquetStore(Store):
         """Store rows from outside in files of their own; see :meth:`Store.save`.
 
         Raises:
-            UsageError: The rows are not rows of this series, or their state is final.
+            UsageError: The rows are not rows of this series, their state is final, or the lake is in a bucket.
             StorageError: The disk refuses.
             SeriesBusyError: Another process writes the same series.
         """
@@ -94,6 +95,7 @@ class ParquetStore(Store):
                 f"Rows of {key} cannot be saved as final, because only a verified archive makes a day of the lake "
                 "final. Save them as provisional."
             )
+        self._check_folder()
         incoming = stored_rows(key, rows, state, seen_at)
         if not incoming.num_rows:
             return SaveReport()
@@ -115,6 +117,13 @@ class ParquetStore(Store):
                     self._write(key, day, _replaced(key, stored, decision.insert, decision.replace))
                 reports.append(decision.report)
         return SaveReport.total(reports)
+
+    def _check_folder(self) -> None:
+        if is_object(self._layout.root):
+            raise UsageError(
+                f"{self._layout.root} is a bucket, and rows from outside are stored next to a lake in a folder. Save "
+                "them into PostgresStore, or copy the lake: `market-data copy DIR`."
+            )
 
     def load(
         self,
@@ -140,6 +149,7 @@ class ParquetStore(Store):
 
     def delete(self, key: SeriesKey, start: datetime | None = None, end: datetime | None = None) -> int:
         """Remove rows from outside, and return their number. The lake's files and the live rows stay."""
+        self._check_folder()
         folder, removed = self._folder(key), 0
         if storage.revision(folder) is None:
             return 0

@@ -52,11 +52,18 @@ def leave_team() -> None:
 def _settings() -> tuple[str, Path]:
     """Return the URL and the data folder. The environment and ``.env`` are read again only if they changed."""
     global _read
-    signature = os.environ.get(f"{PREFIX}POSTGRES"), os.environ.get(f"{PREFIX}DIR"), str(Path.cwd()), _of_file()
+    signature = os.environ.get(f"{PREFIX}POSTGRES"), os.environ.get(f"{PREFIX}DIR"), _folder(), _of_file()
     if _read is None or _read[0] != signature:
         settings = load_settings()
         _read = signature, settings.postgres, settings.root
     return _read[1], _read[2]
+
+
+def _folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it was removed, and a lake with an absolute path works all the same
+        return ""
 
 
 def _of_file() -> tuple[int, int] | None:

@@ -171,6 +171,11 @@ class TeamSession:
                     cursor.execute("DELETE FROM market_data.locks WHERE name = %s", (lock.name,))
                 cursor.execute(_GIVE_BACK, (lock.name,))
 
+    def holds(self, name: str) -> bool:
+        """Return True if this process has a lock."""
+        with self._turn:
+            return name in self._held
+
     @contextmanager
     def fenced(self, name: str) -> Iterator[None]:
         """Write under a lock of this process: no other process can take it over before the block ends.
@@ -305,9 +310,14 @@ class TeamSession:
                 with self._turn, self._open().cursor() as cursor:
                     return work(cursor)
             except (driver.OperationalError, driver.InterfaceError) as error:
+                passing = is_passing(error)
                 with self._turn:
-                    self._drop()
-                if not is_passing(error) or time.monotonic() >= ends:
+                    if passing or self._connection is None or self._connection.closed:
+                        self._drop()
+                    else:  # the connection is good, and has the locks of this process
+                        with suppress(Exception), self._connection.cursor() as cursor:
+                            cursor.execute("ROLLBACK")
+                if not passing or time.monotonic() >= ends:
                     raise EnvironmentFaultError(self._sentence(error)) from error
             except driver.Error as error:
                 raise EnvironmentFaultError(self._sentence(error)) from error
@@ -356,7 +366,7 @@ class TeamSession:
     def _lose(self, lock: TeamLock) -> None:
         if not lock.lost:
             lock.lost = True
-            logger.warning("The lock of %s was lost to %s.", lock.name, "another process")
+            logger.warning("The lock of %s was lost to another process.", lock.name)
             if lock.on_lost is not None:
                 lock.on_lost()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from market_data_pipeline.errors import MarketDataError, SeriesBusyError, StorageError
+from market_data_pipeline.errors import MarketDataError, SeriesBusyError, StorageError, UsageError
 from market_data_pipeline.lake import storage
 from market_data_pipeline.lake.day_records import is_as_on_disk
 from market_data_pipeline.lake.layout import Layout
@@ -20,8 +20,9 @@ from market_data_pipeline.lake.storage.objects import Objects, objects_of
 from market_data_pipeline.model.places import ObjectPath, place_of, register
 from market_data_pipeline.model.schema import lake_schema
 from market_data_pipeline.settings import load_settings
+from market_data_pipeline.stores.parquet import ParquetStore
 from market_data_pipeline_tests.support import bucket as buckets
-from market_data_pipeline_tests.support.small_lake import SmallLake, days_from, series
+from market_data_pipeline_tests.support.small_lake import SmallLake, day_table, days_from, series
 
 BTC = series("BTCUSDT", "1d")
 FIRST = date(2024, 1, 1)
@@ -183,6 +184,24 @@ def test_big_file_is_read_in_parts(root: ObjectPath, monkeypatch: pytest.MonkeyP
         assert file.read() == data[-10:]
         file.seek(100)
         assert file.read(50) == data[100:150]
+
+
+def test_folders_are_listed_while_their_lists_are_forgotten(lake: SmallLake, root: ObjectPath) -> None:
+    lake.put(BTC, [FIRST])
+    store, folder = objects_of(root), lake.layout.folder(BTC)
+    found = store.list_paths(root / "lake", "**/*.parquet")
+    first = next(found)
+    store._forget_lists([folder])
+    assert [first, *found] == [lake.layout.file(BTC, FIRST)]
+
+
+def test_rows_from_outside_are_refused(lake: SmallLake, root: ObjectPath) -> None:
+    rows = day_table(BTC, FIRST)
+    store = ParquetStore(str(root))
+    with pytest.raises(UsageError, match=r"s3://lake/.* is a bucket, and rows from outside are stored"):
+        store.save(BTC, rows)
+    with pytest.raises(UsageError, match="is a bucket"):
+        store.delete(BTC)
 
 
 def test_missing_bucket_is_told(root: ObjectPath, tmp_path: Path) -> None:

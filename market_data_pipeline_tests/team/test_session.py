@@ -192,3 +192,26 @@ def test_a_lake_in_a_bucket_has_one_writer_on_all_hosts(
                 lake.put(key, days)
     leave_team()
     forget_connections()
+
+
+def test_an_error_of_a_good_connection_keeps_its_locks(hosts: tuple[TeamSession, TeamSession], team_url: str) -> None:
+    """A statement that waits too long for another one fails by itself."""
+    ours, theirs = hosts
+    assert ours.take("series") is not None
+    with psycopg2.connect(team_url) as other, other.cursor() as holder:
+        holder.execute("SELECT * FROM market_data.locks FOR UPDATE")
+        ours._do(lambda cursor: cursor.execute("SET lock_timeout = '10ms'"))
+        with pytest.raises(EnvironmentFaultError):
+            ours._do(lambda cursor: cursor.execute("UPDATE market_data.locks SET token = token"))
+    other.close()
+    assert theirs.take("series") is None
+
+
+def test_a_process_without_its_folder_needs_no_team(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv(f"{PREFIX}DIR", str(tmp_path))
+    assert current_team() is None
+    monkeypatch.chdir(tmp_path)

@@ -14,13 +14,14 @@ import dagster as dg
 from market_data_pipeline.defs.ingestion.definitions import OWNER
 from market_data_pipeline.defs.keys import EQUALS_LAKE, iceberg_key_of
 from market_data_pipeline.defs.platform.heartbeat import HEARTBEAT
+from market_data_pipeline.model.places import is_object
 from market_data_pipeline.model.series import Market
 from market_data_pipeline.settings import Settings
 
 
-def can_publish() -> bool:
-    """Return True if the extra ``iceberg`` is installed."""
-    return find_spec("pyiceberg") is not None
+def can_publish(settings: Settings) -> bool:
+    """Return True if the extra ``iceberg`` is installed, and the lake is in a folder."""
+    return find_spec("pyiceberg") is not None and not is_object(settings.root)
 
 
 def build_iceberg_asset(market: Market, settings: Settings) -> dg.AssetsDefinition:

@@ -119,7 +119,7 @@ def _lock_path(instance: dg.DagsterInstance, run_id: str) -> Path:
 
 
 @contextmanager
-def heartbeat(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterator[None]:
+def heartbeat(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterator[bool]:
     """Lock a run's file, so that other processes see that it is alive.
 
     A run in this process is locked from before it is created until after it is reported as finished. If it is killed in
@@ -128,15 +128,19 @@ def heartbeat(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterat
     Args:
         instance: Dagster's records. Records in memory need no lock.
         run_id: The run, which need not exist yet. None if there is no run.
+
+    Yields:
+        False if a process of another host of the team has the lock. The run must not be executed here.
     """
     if instance is None or run_id is None or not instance.is_persistent:
-        yield
+        yield True
         return
     team = current_team()
     if team is not None:
-        lock = team.take(lock_name(run_id), on_lost=_interrupt)  # None: this process has it, one lock is enough
+        name = lock_name(run_id)
+        lock = team.take(name, on_lost=_interrupt)  # None: often this process has it, and one lock is enough
         try:
-            yield
+            yield lock is not None or team.holds(name)
         finally:
             if lock is not None:
                 team.release(lock, forget=True)
@@ -150,7 +154,7 @@ def heartbeat(instance: dg.DagsterInstance | None, run_id: str | None) -> Iterat
         with suppress(Timeout):  # locked by the process or by another step of this run: one lock is enough
             locked.enter_context(locks.held(path))
             owner = True
-        yield
+        yield True
         if owner:
             path.unlink(missing_ok=True)
 

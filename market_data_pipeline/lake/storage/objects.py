@@ -111,7 +111,7 @@ class Objects:
         self.bucket = bucket
         self._lock = threading.RLock()
         self._folders: dict[str, _Folder] = {}
-        self._trees: dict[str, tuple[float, set[str]]] = {}
+        self._trees: dict[str, tuple[float, dict[str, _Folder]]] = {}
         self._sessions: dict[str, _Session] = {}
         self._plain: dict[str, tuple[float, StoredObject | None]] = {}
         self._bytes: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
@@ -206,7 +206,7 @@ class Objects:
             return sorted([PurePosixPath(one).name for one in folders] + [_versioned(one)[1] for one in files])
         tree = self._tree(folder)
         below = {one[len(prefix) :].partition("/")[0] for one in tree if one.startswith(prefix) and one != prefix}
-        return sorted(below | set(self._folders[prefix].files if prefix in tree else ()))
+        return sorted(below | set(tree[prefix].files if prefix in tree else ()))
 
     def list_paths(self, folder: Path, pattern: str) -> Iterator[Path]:
         """Yield the files below a folder that match a pattern."""
@@ -215,13 +215,13 @@ class Objects:
             yield from (folder / name for name in sorted(self._listed(folder).files) if wanted.fullmatch(name))
             return
         prefix = _prefix(folder)
-        for one in sorted(self._tree(folder)):
+        for one, found in sorted(self._tree(folder).items()):
             if one.startswith(prefix):
-                for name in sorted(self._folders[one].files):
+                for name in sorted(found.files):
                     if wanted.fullmatch(one[len(prefix) :] + name):
                         yield folder / (one[len(prefix) :] + name)
 
-    def _tree(self, folder: Path) -> set[str]:
+    def _tree(self, folder: Path) -> dict[str, _Folder]:
         """Return the folders with files of the part of the lake that has a folder, and list them all in one go."""
         root = lake_of(folder)
         area = root / folder.relative_to(root).parts[0] if folder != root else root
@@ -239,12 +239,12 @@ class Objects:
             for one in [one for one in self._folders if one.startswith(prefix) and one not in self._sessions]:
                 del self._folders[one]
             self._folders |= {one: files for one, files in found.items() if one not in self._sessions}
-            names = {one for one in self._folders if one.startswith(prefix) and self._folders[one].files}
+            tree = {one: some for one, some in self._folders.items() if one.startswith(prefix) and some.files}
             for one in found:
                 if one not in self._sessions:
                     self._folders[one].at = now
-            self._trees[prefix] = now + max(_FRESH_SECONDS, 2 * (now - began)), names
-        return names
+            self._trees[prefix] = now + max(_FRESH_SECONDS, 2 * (now - began)), tree
+        return tree
 
     def _listed(self, folder: Path) -> _Folder:
         """Return the files of a folder."""
@@ -253,7 +253,7 @@ class Objects:
         if known is not None and known.first == "" and self._is_fresh(prefix, known):
             return known
         if self._is_in(folder, _LISTED_WHOLE) or self._has_tree(prefix):
-            return self._folders[prefix] if prefix in self._tree(folder) else _Folder(time.monotonic())
+            return self._tree(folder).get(prefix) or _Folder(time.monotonic())
         return self._kept(prefix, self.bucket.pages(_in_bucket(prefix).rstrip("/")), time.monotonic())
 
     @staticmethod
@@ -315,7 +315,7 @@ class Objects:
         if folder is not None and folder.first == "" and time.monotonic() - folder.at < _FRESH_SECONDS:
             version = folder.current(path.name)
             return None if version is None else version.object
-        if path.suffix == ".parquet":  # the table of a ledger is read next
+        if self._is_in(path.parent, {"ledger"}) and path.suffix == ".parquet":  # its table is read next
             found = self._read_again(name, known[1] if known else None)
             self._list_after(path, known)
             return found
@@ -377,9 +377,11 @@ class Objects:
 
     def _stat(self, found: StoredObject) -> FileStat:
         version = _version_of_tag(found.etag)
-        self._tags[version] = found.etag
-        while len(self._tags) > _MOST_TAGS:
-            del self._tags[next(iter(self._tags))]
+        with self._lock:
+            self._tags.pop(version, None)  # so that it is the newest
+            self._tags[version] = found.etag
+            while len(self._tags) > _MOST_TAGS:
+                del self._tags[next(iter(self._tags))]
         return FileStat(found.bytes, version)
 
     def physical(self, path: Path) -> str | None:
@@ -565,8 +567,7 @@ class Objects:
             try:
                 self.bucket.put(name, json.dumps(writer).encode(), if_match=tag, create=tag is None)
             except ConditionError:
-                for prefix in listed:
-                    self._folders.pop(prefix, None)
+                self._forget_lists(folders)
                 continue
             session = _Session(token)
             with self._lock:
